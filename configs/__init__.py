@@ -1,0 +1,1 @@
+"""The published runs, one YAML file each."""
