@@ -85,7 +85,7 @@ class GPTConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        if self.intermediate_size is None:
+        if self.intermediate_size is None and self.hidden_size:
             self.intermediate_size = 4 * self.hidden_size
         check_transformer_config(self)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))

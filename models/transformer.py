@@ -172,6 +172,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj.writes_to_stream = True
 
     def forward(
         self, hidden_states, attention_mask=None, rotation=None, past_key_values=None, **kwargs
@@ -213,6 +214,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj.writes_to_stream = True
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states):
@@ -247,7 +249,8 @@ def init_transformer_weights(module: nn.Module, config) -> None:
     Every weight is normal with `initializer_range`; those that write to the residual stream are
     smaller by sqrt(2 * layers), so that the stream's variance does not grow with depth.
     """
-    if isinstance(module, (Attention, MLP)):
-        writes = module.o_proj if isinstance(module, Attention) else module.down_proj
+    # Asked of the linear map itself, not of the Attention or MLP around it: in code other than its
+    # own, transformers passes over modules that have no parameters of their own.
+    if getattr(module, "writes_to_stream", False):
         std = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
-        init.normal_(writes.weight, mean=0.0, std=std)
+        init.normal_(module.weight, mean=0.0, std=std)

@@ -1,0 +1,179 @@
+"""What each model declares for the contract in `test_contract.py`. A new model adds one `Row`.
+
+Keep the models tiny: the whole contract of a row should take a few seconds on one core.
+"""
+
+import ast
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from groundup.models.gpt import GPTConfig, GPTForCausalLM
+
+
+def some_tokens(config: PreTrainedConfig) -> dict:
+    """One short text for a language model."""
+    return {"input_ids": torch.arange(16)[None] % config.vocab_size}
+
+
+@dataclass
+class Row:
+    """One model under the contract.
+
+    Args:
+        name: as in the table of rows, with a variant where there are several ("gpt-rotary").
+        model: makes a tiny model with random weights; the caller seeds. No dropout.
+        batch: makes a batch with labels, at least two examples; the caller seeds.
+        initial_loss: what theory says before any training, such as ln N for N equal choices.
+        auto_class: the Auto class of the task.
+        padding: a function (model, side) -> pairs of tensors that must be equal, the output for an
+            example in a padded batch and alone; or the reason why padding makes no sense here.
+        padding_sides: where it may stand.
+        initial_tolerance: relative, for `initial_loss`.
+        overfit_steps, overfit_lr, overfit_share: after so many AdamW steps on one batch, the loss
+            is below this share of its first value.
+        unused: parameters that the loss does not reach, and why: {name: reason}.
+        labels: the keys of the batch that only the task model takes.
+        example: inputs for a model of any size, made from its config; for `pretrained/`.
+    """
+
+    name: str
+    model: Callable[[], PreTrainedModel]
+    batch: Callable[[], dict]
+    initial_loss: float
+    auto_class: str
+    padding: Callable[[PreTrainedModel, str], list[tuple[torch.Tensor, torch.Tensor]]] | str
+    padding_sides: tuple[str, ...] = ("right", "left")
+    initial_tolerance: float = 0.03
+    overfit_steps: int = 60
+    overfit_lr: float = 1e-2
+    overfit_share: float = 0.1
+    unused: dict[str, str] | None = None
+    labels: tuple[str, ...] = ("labels",)
+    example: Callable[[PreTrainedConfig], dict] = some_tokens
+
+    def make(self, seed: int = 0) -> tuple[PreTrainedModel, dict]:
+        """The model, ready to train, and its batch; the same for the same seed."""
+        torch.manual_seed(seed)
+        return self.model().train(), self.batch()
+
+    def inputs(self, batch: dict) -> dict:
+        """The batch without what only the task model takes."""
+        return {key: value for key, value in batch.items() if key not in self.labels}
+
+
+# ---------------------------------------------------------------------------------- what rows use
+
+
+def run(model: nn.Module, batch: dict, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Every tensor that the model gives back; seeded, since some models draw noise."""
+    torch.manual_seed(seed)
+    outputs = model(**batch)
+    return {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
+
+
+def train(row: Row, steps: int, seed: int = 0) -> tuple[list[float], PreTrainedModel]:
+    """A few AdamW steps on one batch: the loss before each step, and the model after the last."""
+    model, batch = row.make(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=row.overfit_lr)
+    losses = []
+    for _ in range(steps):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+def gradients(model: PreTrainedModel, batch: dict, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The gradient of the loss by each parameter; zeros where the loss does not reach it."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    model(**batch).loss.backward()
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
+
+
+def module_of(model: PreTrainedModel):
+    """The model file that a model comes from."""
+    return sys.modules[type(model).__module__]
+
+
+def code_files(source: Path) -> set[Path]:
+    """A model file and all that it imports by `from .sibling import name`, recursively."""
+    found, waiting = set(), [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level == 1:
+                    waiting.append(path.parent / f"{node.module}.py")
+    return found
+
+
+def token_padding(vocab_size: int, lengths=(5, 9, 3)) -> Callable:
+    """How padding is tested where the input is `input_ids` and the output one vector a token."""
+
+    def check(model, side):
+        texts = [torch.randint(vocab_size, (length,)) for length in lengths]
+        ids = torch.zeros(len(texts), max(lengths), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, text in enumerate(texts):
+            where = slice(None, len(text)) if side == "right" else slice(-len(text), None)
+            ids[i, where], mask[i, where] = text, 1
+        padded = model(input_ids=ids, attention_mask=mask).logits
+        return [
+            (padded[i][mask[i].bool()], model(input_ids=text[None]).logits[0])
+            for i, text in enumerate(texts)
+        ]
+
+    return check
+
+
+# -------------------------------------------------------------------------------------- the rows
+
+VOCABULARY = 61
+
+
+def gpt(position_embedding_type: str) -> Row:
+    """GPT: next-token prediction over random text, so each of the tokens is as likely."""
+
+    def model():
+        return GPTForCausalLM(
+            GPTConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=3,  # not a power of two, for ALiBi's slopes
+                max_position_embeddings=24,
+                position_embedding_type=position_embedding_type,
+            )
+        )
+
+    def batch():
+        tokens = torch.randint(VOCABULARY, (4, 24))  # all learned positions are used
+        return {"input_ids": tokens, "labels": tokens}
+
+    return Row(
+        name=f"gpt-{position_embedding_type}",
+        model=model,
+        batch=batch,
+        initial_loss=math.log(VOCABULARY),
+        auto_class="AutoModelForCausalLM",
+        padding=token_padding(VOCABULARY),
+    )
+
+
+ROWS = [
+    *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
+]

@@ -1,0 +1,742 @@
+"""Runs: their arguments, the folder they leave, and what happens when they are stopped or wrong.
+
+The vehicle is train/gpt.py with a network of two thousand parameters on a text of its own.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from groundup.data_scripts.tokenization import TokenBlocks
+from groundup.train import gpt, recipe, report
+
+ROOT = Path(gpt.__file__).parent.parent
+STEPS = 6
+TINY = f"""
+hidden_size: 16
+num_hidden_layers: 1
+num_attention_heads: 2
+max_position_embeddings: 16
+hidden_dropout: 0.1
+attention_dropout: 0.1
+attn_implementation: eager
+max_steps: {STEPS}
+per_device_train_batch_size: 8
+per_device_eval_batch_size: 64
+muon_learning_rate: 0.02
+learning_rate: 5e-3
+warmup_steps: 2
+eval_strategy: steps
+eval_steps: {STEPS}
+save_steps: 2
+logging_steps: 1
+disable_tqdm: true
+seed: 0
+"""
+WORDS = ["the", "a", "king", "queen", "fool", "walks", "sings", "with", "sword", "crown", "night"]
+
+
+def toy_text(sentences: int = 500) -> str:
+    """Sentences of random words: 20 kB."""
+    choose = random.Random(0).choice
+    return "\n".join(" ".join(choose(WORDS) for _ in range(8)) for _ in range(sentences))
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """`flags(folder, *more)`: the flags of a tiny run into this folder."""
+    files = tmp_path_factory.mktemp("files")
+    (files / "toy.txt").write_text(toy_text())
+    (files / "tiny.yaml").write_text(TINY)
+
+    def make(folder: Path, *more: str) -> list[str]:
+        config, text = str(files / "tiny.yaml"), str(files / "toy.txt")
+        return ["--config", config, "--text", text, "--output_dir", str(folder), *more]
+
+    return make
+
+
+@contextlib.contextmanager
+def interrupted_at(step: int):
+    """What runs in here is stopped, as by Ctrl-C, in this update, and must come so far."""
+    on_step_end = recipe.Stopwatch.on_step_end
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+        on_step_end(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recipe.Stopwatch, "on_step_end", stop)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(flags, tmp_path_factory):
+    """The folder of a whole run. Only to be read: copy it to change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    gpt.main(flags(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unfinished(flags, tmp_path_factory):
+    """The same, stopped in update 5: checkpoints of 2 and 4 stand."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    with interrupted_at(5):
+        gpt.main(flags(folder))
+    return folder
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    """`copy_of(folder)`: a copy of a run that may be changed."""
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "run"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def assert_refused(capsys, arguments: list[str], *words: str) -> None:
+    """Exit status 2, and one line on stderr that has these words."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        gpt.main(arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    for word in words:
+        assert word in lines[0]
+
+
+# -------------------------------------------------------------------------------------- arguments
+
+
+def parse(*argv: str):
+    """(name, data arguments, model arguments, run arguments) of train/gpt.py."""
+    return recipe.parse_arguments(
+        argv, "gpt", gpt.DataArguments, gpt.ModelArguments, description="A test."
+    )
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    """`yaml_file(text)`: a config of this content; gives its path."""
+
+    def write(text: str) -> str:
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+def test_a_flag_beats_the_file_which_beats_the_default(yaml_file):
+    path = yaml_file("max_steps: 7\nhidden_size: 32\nprompt: king")
+    name, data, model, args = parse("--config", path, "--max_steps", "9")
+    assert name == "mine"
+    assert Path(args.output_dir) == Path("runs/mine")
+    assert (args.max_steps, model.hidden_size, data.prompt) == (9, 32, "king")
+    assert model.num_hidden_layers == gpt.GPTConfig.num_hidden_layers
+    assert args.learning_rate == recipe.RunArguments.learning_rate
+
+
+def test_without_flags_the_row_has_its_own_config():
+    name, _, model, args = parse()
+    assert name == "gpt" and Path(args.output_dir) == Path("runs/gpt")
+    settings = recipe.yaml.safe_load((recipe.CONFIGS / "gpt.yaml").read_text())
+    assert args.max_steps == settings["max_steps"]
+    assert model.hidden_size == settings["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("learning_rate: 1e-3", 0.001),  # a string, to YAML
+        ("learning_rate: 1", 1.0),
+        ("max_steps: 5", 5),
+        ("bf16: true", True),
+        ("bf16: no", False),
+        ("tie_word_embeddings: false", False),
+        ("bf16: 'yes'", True),
+        ("intermediate_size: null", None),
+        ("muon_learning_rate: 2e-2", 0.02),
+        ("include_for_metrics: [inputs, loss]", ["inputs", "loss"]),
+        ("lr_scheduler_kwargs: {num_cycles: 2}", {"num_cycles": 2}),
+        ("prompt: '--- first: '", "--- first: "),
+        ("intermediate_size: 48", 48),
+        ("hub_model_id: 007", "7"),  # what YAML makes of it
+    ],
+)
+def test_values_of_the_file_get_their_type(yaml_file, line, value):
+    name = line.partition(":")[0]
+    parts = parse("--config", yaml_file(line))[1:]
+    found = next(getattr(part, name) for part in parts if hasattr(part, name))
+    assert found == value and type(found) is type(value)
+
+
+def test_hyphens_are_underscores_and_equals_signs_are_spaces(yaml_file):
+    path = yaml_file("max_steps: 7")
+    assert parse(f"--config={path}", "--num-hidden-layers=3")[2].num_hidden_layers == 3
+    assert parse("--config", path, "--max-steps", "3")[3].max_steps == 3
+    assert parse("--max_steps", "3", f"--config={path}")[3].max_steps == 3  # in any order
+    assert parse("--prompt=a-b", "--text", "my-book.txt")[1].prompt == "a-b"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--learning_rat", "3"], ["unknown flag: --learning_rat;", "mean --learning_rate?"]),
+        (["--num-hiden-layers=3"], ["--num_hiden_layers;", "mean --num_hidden_layers?"]),
+        (["--xyzzy", "3"], ["unknown flag: --xyzzy;", "--help"]),
+        (["--max_step", "3"], ["unknown flag: --max_step;", "--max_steps?"]),  # no abbreviation
+        (["--max_steps", "many"], ["--max_steps", "many"]),
+        (["--max_steps", "1.5"], ["--max_steps", "1.5"]),
+        (["--bf16", "ture"], ["--bf16", "ture", "true/false"]),
+        (["--lr_scheduler_type", "cosinus"], ["--lr_scheduler_type", "cosinus", "cosine"]),
+        (["--config", "no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
+        (["--config=no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
+        (["--config"], ["--config needs the path of a YAML file"]),
+        (["--max_steps"], ["--max_steps", "expected"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line(capsys, flags, words):
+    assert_refused(capsys, flags, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hiden_size: 3", ["unknown key", "hiden_size", "did you mean hidden_size?"]),
+        ("max-steps: 3", ["unknown key", "max-steps", "did you mean max_steps?"]),
+        ("max_steps: many", ["--max_steps", "many"]),
+        ("bf16: ture", ["--bf16", "ture"]),
+        ("a: [1", ["is not YAML", "line 1"]),
+        ("- max_steps\n- 3", ["must hold lines of `key: value`"]),
+        ("just words", ["must hold lines of `key: value`"]),
+    ],
+)
+def test_a_wrong_config_is_one_line_that_names_it(capsys, yaml_file, text, words):
+    assert_refused(capsys, ["--config", yaml_file(text)], "mine.yaml", *words)
+
+
+def test_an_empty_config_changes_nothing(yaml_file):
+    assert parse("--config", yaml_file("# nothing"))[3].max_steps == -1
+
+
+def test_help_is_one_page(capsys, yaml_file):
+    with pytest.raises(SystemExit) as stopped:
+        gpt.main(["--config", yaml_file("max_steps: 1234"), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 60
+    shown = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+    own = {f.name for kind in (gpt.DataArguments, gpt.ModelArguments) for f in kind_fields(kind)}
+    assert own | set(recipe.SHOWN) | {"config", "overwrite", "muon_learning_rate"} <= shown
+    assert "ddp_bucket_cap_mb" not in text and "SUPPRESS" not in text
+    assert "(default: 1234)" in text  # what would be used, not what transformers would use
+
+
+def kind_fields(kind):
+    return recipe.dataclasses.fields(kind)
+
+
+# -------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_what_it_should(finished):
+    files = content(finished)
+    in_checkpoints = {name for name in files if name.startswith("checkpoint-")}
+    assert {name.split("/")[0] for name in in_checkpoints} == {f"checkpoint-{n}" for n in (2, 4, 6)}
+    assert not any(name.endswith("training_args.bin") for name in files)  # a pickle nobody reads
+    assert files.keys() - in_checkpoints == {
+        *("model.safetensors", "config.json", "generation_config.json", "gpt.py", "transformer.py"),
+        *("tokenizer.json", "tokenizer_config.json", "README.md", "metrics.json", "settings.json"),
+        "figures/loss.png",
+    }
+    for name in ("gpt.py", "transformer.py"):
+        assert files[name] == (ROOT / "models" / name).read_bytes()
+    assert json.loads(files["config.json"])["use_cache"] is True
+    width, height = Image.open(finished / "figures" / "loss.png").size
+    assert width >= 400 and height >= 200
+
+
+def test_metrics_json_says_it_all(finished):
+    run = json.loads((finished / "metrics.json").read_text())
+    assert set(run) == {
+        *("system", "config", "metrics", "data", "seed", "train_seconds", "peak_memory_bytes"),
+        *("hardware", "versions", "commit", "command"),
+    }
+    assert (run["system"], run["config"], run["seed"]) == ("gpt", "tiny", 0)
+    assert set(run["data"]) == {"name", "source", "license", "fingerprint"}
+    assert 0 < run["train_seconds"] < 60
+    assert 2**25 < run["peak_memory_bytes"] < 2**35
+    assert {"python", "torch", "transformers"} <= set(run["versions"])
+    score = run["metrics"]["nats_per_character"]
+    assert 1 < score < 3.3  # the text has 21 characters, of unequal frequency
+    assert run["metrics"]["bits_per_character"] == pytest.approx(score / 0.6931472)
+
+
+def test_the_card_can_be_read_by_the_hub(finished):
+    card = ModelCard.load(finished / "README.md")
+    front = card.data.to_dict()
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "text-generation"
+    assert front["license"] == "apache-2.0"
+    (entry,) = front["model-index"]
+    run = json.loads((finished / "metrics.json").read_text())
+    score = entry["results"][0]["metrics"][0]
+    assert score["type"] == "nats_per_character"
+    assert score["value"] == pytest.approx(run["metrics"]["nats_per_character"], abs=1e-4)
+    assert entry["results"][0]["dataset"]["name"] == "toy"
+    for text in ("## Use", "## Samples", "## What it is not good for", "figures/loss.png"):
+        assert text in card.text
+    assert run["data"]["license"] in card.text and run["versions"]["torch"] in card.text
+    assert "{{" not in card.text and "{%" not in card.text
+
+
+def test_the_saved_model_writes(finished):
+    write = pipeline("text-generation", str(finished))
+    (answer,) = write("the king", max_new_tokens=8, do_sample=False)
+    assert answer["generated_text"].startswith("the king")
+    assert len(answer["generated_text"]) > len("the king")
+
+
+# -------------------------------------------------------------------------- the same command again
+
+
+def test_a_finished_run_says_so_and_stops(finished, flags, capsys):
+    before = content(finished)
+    with pytest.raises(SystemExit) as stopped:
+        gpt.main(flags(finished))
+    assert stopped.value.code == 0
+    assert "holds a finished run; --overwrite starts anew" in capsys.readouterr().out
+    assert content(finished) == before
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each update, from the last checkpoint."""
+    state = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def assert_same_bits(one: Path, other: Path, step: int = STEPS) -> None:
+    """The same model, and the same optimiser, schedule and random numbers behind it."""
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    for name in ("optimizer.pt", "scheduler.pt"):
+        a, b = (
+            torch.load(folder / f"checkpoint-{step}" / name, weights_only=True)
+            for folder in (one, other)
+        )
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_an_unfinished_run_resumes_to_the_same_bits(finished, unfinished, copy_of, flags, capsys):
+    """With dropout, and both halves of the optimiser."""
+    folder = copy_of(unfinished)
+    # What a save that was cut short leaves behind.
+    (folder / ".saving" / "checkpoint-6").mkdir(parents=True)
+    (folder / ".saving" / "checkpoint-6" / "junk.bin").write_bytes(b"half")
+    gpt.main(flags(folder))
+    assert f"resuming from {folder / 'checkpoint-4'}" in capsys.readouterr().out
+    assert_same_bits(folder, finished)
+    assert losses(folder) == losses(finished)
+    assert content(folder).keys() == content(finished).keys()
+    changed = json.loads((folder / "metrics.json").read_text())
+    assert changed["metrics"] == json.loads((finished / "metrics.json").read_text())["metrics"]
+
+
+def test_the_seed_makes_the_run(finished, flags, tmp_path):
+    """Else the tests of equal bits would say nothing."""
+    gpt.main(flags(tmp_path / "run", "--seed", "1"))
+    a, b = load_file(finished / "model.safetensors"), load_file(tmp_path / "run/model.safetensors")
+    assert all(not torch.equal(a[name], b[name]) for name in a if "norm" not in name)
+
+
+def test_a_run_that_was_stopped_while_it_reported(finished, flags, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(report, "write_card", stop)
+        gpt.main(flags(tmp_path / "run"))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    gpt.main(flags(tmp_path / "run"))
+    assert_same_bits(tmp_path / "run", finished)
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_other_settings_are_not_mixed_with_an_unfinished_run(unfinished, flags, capsys):
+    before = content(unfinished)
+    words = ["learning_rate was 0.005, is 0.5", "--overwrite", "--output_dir"]
+    assert_refused(capsys, flags(unfinished, "--learning_rate", "0.5"), *words)
+    assert content(unfinished) == before
+
+
+def test_how_often_it_logs_may_change(finished, unfinished, copy_of, flags):
+    folder = copy_of(unfinished)
+    gpt.main(flags(folder, "--logging_steps", "3", "--save_steps", "3", "--save_total_limit", "2"))
+    assert_same_bits(folder, finished)
+    assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+
+
+def test_overwrite_starts_anew(finished, copy_of, flags, capsys):
+    folder = copy_of(finished)
+    gpt.main(flags(folder, "--overwrite", "--max_steps", "2", "--learning_rate", "0.001"))
+    assert "resuming" not in capsys.readouterr().out
+    assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-2"}
+    assert json.loads((folder / "settings.json").read_text())["learning_rate"] == 0.001
+
+
+def test_evaluate_only_gives_the_score_of_the_run(finished, flags):
+    before = content(finished)
+    again = gpt.main(flags(finished, "--evaluate_only"))
+    run = json.loads((finished / "metrics.json").read_text())
+    assert again["metrics"] == pytest.approx(run["metrics"], rel=1e-6)
+    assert content(finished) == before
+
+
+def test_a_finished_run_can_be_published(finished, flags, hub, capsys):
+    """What a failed upload tells the user to do: the same command again."""
+    publishing = flags(finished, "--push_to_hub", "--hub_model_id", "user/finished-run")
+    assert_refused(capsys, flags(finished, "--push_to_hub"), "--hub_model_id user/name")
+    with pytest.raises(SystemExit) as stopped:
+        gpt.main(publishing)
+    assert stopped.value.code == 0
+    own = {name for name in content(finished) if not name.startswith("checkpoint-")}
+    published = {name for name in hub.files("user/finished-run") if not name.startswith(".")}
+    assert published == own - {"settings.json"}
+
+
+# ------------------------------------------------------------------------------ damaged checkpoints
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def corrupt(path: Path) -> None:
+    """Of the right size, but not what it says it is."""
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+DAMAGES = {
+    "truncated weights": (truncate, "model.safetensors"),
+    "garbled weights": (corrupt, "model.safetensors"),
+    "truncated optimiser": (truncate, "optimizer.pt"),
+    "no optimiser": (Path.unlink, "optimizer.pt"),
+    "no random state": (Path.unlink, "rng_state.pth"),
+    "no manifest": (Path.unlink, "checkpoint.json"),
+    "truncated manifest": (truncate, "checkpoint.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(unfinished, copy_of, capsys, damage):
+    folder = copy_of(unfinished)
+    assert recipe.find_checkpoint(folder) == folder / "checkpoint-4"
+    assert capsys.readouterr().out == ""
+    how, name = DAMAGES[damage]
+    how(folder / "checkpoint-4" / name)
+    assert recipe.find_checkpoint(folder) == folder / "checkpoint-2"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "checkpoint-4 is damaged" in line and "trying the one before it" in line
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(finished, unfinished, copy_of, flags):
+    folder = copy_of(unfinished)
+    truncate(folder / "checkpoint-4" / "model.safetensors")
+    gpt.main(flags(folder))
+    assert_same_bits(folder, finished)
+
+
+def test_without_a_whole_checkpoint_it_starts_over(finished, unfinished, copy_of, flags, capsys):
+    folder = copy_of(unfinished)
+    for step in (2, 4):
+        (folder / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    gpt.main(flags(folder))
+    said = capsys.readouterr().out
+    assert said.count("is damaged") == 2 and "starting from the beginning" in said
+    assert_same_bits(folder, finished)
+
+
+# -------------------------------------------------------------------------------- what users can do
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (["--hidden_size", "15"], ["hidden_size", "num_attention_heads", "15"]),
+        (["--text", "no/such.txt"], ["no/such.txt does not exist"]),
+        (["--text", "{short}"], ["give more text"]),
+        (["--text", "{empty}"], ["empty.txt has no text"]),
+        (["--tokenizer", "no/such"], ["no tokenizer at no/such", "give a folder", "characters"]),
+        (["--tokenizer", "bpe"], ["vocab_size of at least"]),
+        (["--learning_rat", "3"], ["did you mean --learning_rate?"]),
+        (["--position_embedding_type", "rotry"], ["position_embedding_type", "rotary"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_costs_nothing(
+    unfinished, flags, tmp_path, capsys, mistake, words
+):
+    """Even with --overwrite, an earlier run stays until the new one has begun."""
+    files = {"short": tmp_path / "short.txt", "empty": tmp_path / "empty.txt"}
+    files["short"].write_text("too short!")
+    files["empty"].write_text("")
+    mistake = [part.format_map(files) for part in mistake]
+    before = content(unfinished)
+    assert_refused(capsys, flags(unfinished, "--overwrite", *mistake), *words)
+    assert content(unfinished) == before
+
+
+def test_after_a_mistake_the_right_command_works(finished, flags, tmp_path, capsys):
+    """The first attempt leaves nothing that the second would have to be like."""
+    folder = tmp_path / "run"
+    assert_refused(capsys, flags(folder, "--hidden_size", "15"), "hidden_size")
+    with interrupted_at(1):  # and a run that has saved nothing yet can be changed
+        gpt.main(flags(folder, "--hidden_size", "32"))
+    gpt.main(flags(folder))
+    assert_same_bits(folder, finished)
+
+
+def test_a_folder_of_other_things_is_not_taken(flags, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("of another project")
+    for more in ([], ["--overwrite"]):
+        assert_refused(capsys, flags(tmp_path, *more), "holds files that are no run")
+    assert content(tmp_path) == {"README.md": b"of another project"}
+
+
+def test_an_unwritable_folder(flags, tmp_path, capsys):
+    """Not by its permissions, which do not stop root."""
+    (tmp_path / "file").write_text("no folder")
+    words = ["cannot write to", "choose another --output_dir"]
+    assert_refused(capsys, flags(tmp_path / "file" / "run"), *words)
+    assert_refused(capsys, flags(tmp_path / "file"), *words)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")
+def test_a_folder_where_nothing_can_be_made(flags, capsys):
+    assert_refused(capsys, flags(Path("/proc/run")), "cannot write to", "--output_dir")
+
+
+def test_evaluate_only_of_a_truncated_model(finished, copy_of, flags, capsys):
+    folder = copy_of(finished)
+    truncate(folder / "model.safetensors")
+    before = content(folder)
+    assert_refused(capsys, flags(folder, "--evaluate_only"))
+    assert content(folder) == before
+
+
+def test_evaluate_only_without_a_model(flags, tmp_path, capsys):
+    assert_refused(capsys, flags(tmp_path / "none", "--evaluate_only"), str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------------------------ mathematics
+
+
+@pytest.fixture
+def blocks_taken(monkeypatch):
+    """The numbers of the training blocks that were taken, in order."""
+    taken = []
+    getitems = TokenBlocks.__getitems__
+
+    def record(self, indices):
+        if self.stride == 1:  # evaluation has another
+            taken.extend(indices)
+        return getitems(self, indices)
+
+    monkeypatch.setattr(TokenBlocks, "__getitems__", record)
+    return taken
+
+
+NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0")
+
+
+def test_accumulated_batches_are_one_batch(flags, tmp_path, blocks_taken):
+    """2 x 4 = 8. With AdamW alone: the bf16 inside of Muon enlarges differences of rounding."""
+    results, orders = [], []
+    for batch, accumulate in ((8, 1), (2, 4)):
+        sizes = [f"--per_device_train_batch_size={batch}"]
+        sizes += [f"--gradient_accumulation_steps={accumulate}", "--muon_learning_rate=0"]
+        folder = tmp_path / f"run-{batch}"
+        results.append((gpt.main(flags(folder, *NO_DROPOUT, *sizes)), losses(folder)))
+        orders.append(blocks_taken[: 8 * STEPS])
+        blocks_taken.clear()
+    (one, one_losses), (other, other_losses) = results
+    assert orders[0] == orders[1]
+    assert other_losses == pytest.approx(one_losses, abs=1e-5)
+    assert other["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+
+
+def test_threads_are_shared_between_the_processes_of_a_machine(monkeypatch):
+    before = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0))
+    try:
+        for processes in (1, 2):
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+            recipe.set_threads()
+            assert torch.get_num_threads() == max(1, cores // processes)
+    finally:
+        torch.set_num_threads(before)
+
+
+# -------------------------------------------------------------------- processes of their own: slow
+
+# Python runs this at the start of every process that has its folder on PYTHONPATH. So the scripts
+# stay as they are, and tell about themselves when they end.
+WITNESS = """
+import atexit, json, os, sys
+
+RUN, HERE = os.environ["WITNESS_RUN"], os.path.dirname(__file__)
+written, taken = set(), []
+
+def watch(event, args):
+    writes = event == "open" and args[1] and set(args[1]) & set("wax+")
+    if writes or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"):
+        for path in args[:2] if event == "os.rename" else args[:1]:
+            if str(path).startswith(RUN):
+                written.add(os.path.relpath(str(path), RUN))
+
+sys.addaudithook(watch)
+
+def tell():
+    if "groundup.train.recipe" not in sys.modules:
+        return
+    import accelerate, torch
+    state = accelerate.PartialState()
+    found = {
+        "threads": torch.get_num_threads(),
+        "omp": os.environ.get("OMP_NUM_THREADS"),
+        "processes": state.num_processes,
+        "written": sorted(written),
+    }
+    rank = os.environ.get("RANK", "0")
+    with open(os.path.join(HERE, f"witness-{rank}.json"), "w") as file:
+        json.dump(found, file)
+
+atexit.register(tell)
+"""
+
+
+def launch(launcher: list[str], arguments: list[str], run: Path, scratch: Path, **env) -> list:
+    """Starts train/gpt.py; when it has ended well, what each process tells about itself."""
+    (scratch / "sitecustomize.py").write_text(WITNESS)
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    environment |= {"PYTHONPATH": str(scratch), "WITNESS_RUN": str(run), **env}
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(ROOT / "train" / "gpt.py"), *arguments],
+        cwd=scratch,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(path.read_text()) for path in sorted(scratch.glob("witness-*.json"))]
+
+
+@pytest.fixture(scope="module")
+def launched(flags, tmp_path_factory):
+    """Three updates by `accelerate launch -q`: (what it tells about itself, its folder)."""
+    scratch = tmp_path_factory.mktemp("launched")
+    run = scratch / "run"
+    accelerate = ["accelerate.commands.launch", "-q"]
+    told = launch(accelerate, flags(run, "--max_steps", "3"), run, scratch)
+    return told, run
+
+
+def test_launched_by_accelerate(launched, finished):
+    (told,), run = launched
+    assert told["omp"] == "1"  # which is what the launcher does, and what is made good for
+    assert told["threads"] == len(os.sched_getaffinity(0))
+    ours, theirs = content(run), content(finished)
+    assert {name for name in ours if not name.startswith("checkpoint-")} == {
+        name for name in theirs if not name.startswith("checkpoint-")
+    }
+    beside = {path.name for path in run.parent.iterdir()}
+    assert beside - {"__pycache__"} == {"run", "sitecustomize.py", "witness-0.json"}
+
+
+def test_nothing_published_names_a_folder_of_this_machine(launched):
+    """The command had absolute paths, of the text, the config and the run."""
+    _, run = launched
+    command = json.loads((run / "metrics.json").read_text())["command"]
+    assert command.startswith("accelerate launch -q train/gpt.py ")
+    assert "--max_steps 3" in command
+    for name, data in content(run).items():
+        if not name.startswith("checkpoint-") and name != "settings.json":
+            assert str(run.parent).encode() not in data, name
+            assert str(Path.home()).encode() + b"/" not in data, name
+
+
+def test_a_killed_run_ends_with_the_same_bits(flags, tmp_path):
+    """kill -9 when the second checkpoint stands, then the same command again."""
+    more = ["--max_steps", "60", "--save_steps", "5", "--eval_steps", "60"]
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "groundup.train.gpt", *flags(killed, *more)],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while not (killed / "checkpoint-10").exists():
+        assert process.poll() is None and time.monotonic() < until, "there is no checkpoint-10"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "checkpoint-60").exists(), "killed too late to tell anything"
+
+    gpt.main(flags(killed, *more))
+    gpt.main(flags(straight, *more))
+    assert_same_bits(killed, straight, step=60)
+
+
+def test_two_processes_train_as_one(finished, flags, tmp_path, blocks_taken):
+    """Half the batch each: the same blocks, the same loss; one of them writes. Costs 20 s.
+
+    It starts over what an earlier run has left, which one process must clear away before the
+    other looks.
+    """
+    scratch = tmp_path / "two"
+    scratch.mkdir()
+    two, one = scratch / "run", tmp_path / "one"
+    shutil.copytree(finished, two)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    told = launch(
+        [*torchrun, "--local_addr=127.0.0.1"],
+        flags(two, *NO_DROPOUT, "--overwrite", "--per_device_train_batch_size=4"),
+        two,
+        scratch,
+        ACCELERATE_USE_CPU="true",
+    )
+    assert [process["processes"] for process in told] == [2, 2]
+    assert set(told[1]["written"]) <= {".writable", *random_states(two)}
+    assert "metrics.json" in " ".join(told[0]["written"])
+
+    expected = gpt.main(flags(one, *NO_DROPOUT))
+    found = json.loads((two / "metrics.json").read_text())
+    assert losses(two) == pytest.approx(losses(one), abs=1e-3)
+    assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-3)
+
+
+def random_states(run: Path) -> set[str]:
+    return {f".saving/checkpoint-{step}/rng_state_1.pth" for step in (2, 4, 6)}
