@@ -1,0 +1,176 @@
+"""Our GPT beside transformers' GPT-2 of the same shape, and the time to nanoGPT's loss.
+
+    python benchmarks/gpt.py
+
+All in one run on one machine, both in bf16, the two taking turns so that a slow minute hits both.
+Writes results/benchmarks/gpt.json.
+"""
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
+
+from groundup.models.from_gpt2 import gpt_from_gpt2
+from groundup.train import gpt, recipe, report
+
+OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "gpt.json"
+BATCH, TIME = 32, 128
+SHAPE = {"vocab_size": 66, "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 512}
+ROUNDS = 7
+NANOGPT_LOSS, NANOGPT_SECONDS = 1.886, 118
+
+
+def models() -> dict[str, torch.nn.Module]:
+    """The same weights in both classes; GPT-2 with both kinds of attention."""
+    torch.manual_seed(0)
+    off = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = GPT2Config(**SHAPE, **off, **special)
+    sdpa = GPT2LMHeadModel(config)
+    eager = copy.deepcopy(sdpa)
+    eager.set_attn_implementation("eager")
+    ours = gpt_from_gpt2(sdpa)
+    ours.set_attn_implementation("eager")
+    return {"groundup": ours, "GPT-2, sdpa": sdpa, "GPT-2, eager": eager}
+
+
+def take_turns(work: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Seconds of each piece of work: the median of several rounds, after one to warm up."""
+    seconds = {name: [] for name in work}
+    for round_number in range(ROUNDS + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if round_number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def training(candidates) -> dict[str, float]:
+    """Tokens per second of a training step: forward, backward, fused AdamW; bf16 autocast."""
+    tokens = torch.randint(SHAPE["vocab_size"], (BATCH, TIME))
+
+    def trainer(model):
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+        def step():
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(tokens, labels=tokens).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    seconds = take_turns({name: trainer(model) for name, model in candidates.items()})
+    return {name: BATCH * TIME / value for name, value in seconds.items()}
+
+
+def generation(candidates, batch: int) -> dict[str, float]:
+    """New tokens per second of greedy `generate` with the cache, in bf16."""
+    prompt = torch.randint(1, SHAPE["vocab_size"], (batch, 16))
+    new_tokens = 128
+
+    def generator(model):
+        model.eval()
+        length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        mask = torch.ones_like(prompt)
+
+        def run():
+            with torch.autocast("cpu", torch.bfloat16):
+                model.generate(prompt, attention_mask=mask, do_sample=False, **length)
+
+        return run
+
+    seconds = take_turns({name: generator(model) for name, model in candidates.items()})
+    return {name: batch * new_tokens / value for name, value in seconds.items()}
+
+
+def time_to_nanogpt() -> dict:
+    """Training time of configs/gpt_fast.yaml, and its losses, over three seeds."""
+    runs = []
+    config = str(recipe.CONFIGS / "gpt_fast.yaml")
+    for seed in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = ["--config", config, f"--seed={seed}", f"--output_dir={folder}/run"]
+            runs.append(gpt.main([*flags, "--disable_tqdm=true"]))
+    losses = [run["metrics"]["nats_per_character"] for run in runs]
+    seconds = [run["train_seconds"] for run in runs]
+    return {
+        "seconds": statistics.mean(seconds),
+        "seconds_of_seeds": seconds,
+        "loss": statistics.mean(losses),
+        "losses_of_seeds": losses,
+        "nanogpt": {"seconds": NANOGPT_SECONDS, "loss": NANOGPT_LOSS},
+    }
+
+
+def matmul_limit() -> float:
+    """FLOP/s of a large bf16 product on this machine."""
+    a = torch.randn(4096, 1024, dtype=torch.bfloat16)
+    b = torch.randn(1024, 1024, dtype=torch.bfloat16)
+    seconds = take_turns({"product": lambda: [a @ b for _ in range(10)]})["product"]
+    return 10 * 2 * 4096 * 1024 * 1024 / seconds
+
+
+def profile_step(model) -> dict[str, float]:
+    """Where the time of a training step goes: the share of each operation, largest first."""
+    tokens = torch.randint(SHAPE["vocab_size"], (BATCH, TIME))
+    model.train()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(tokens, labels=tokens).loss
+            loss.backward()
+            model.zero_grad()
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    events = sorted(events, key=lambda event: -event.self_cpu_time_total)[:10]
+    return {event.key: round(event.self_cpu_time_total / total, 3) for event in events}
+
+
+def main() -> None:
+    """Measures all and writes the figures."""
+    recipe.set_threads()
+    logging.set_verbosity_error()
+    candidates = models()
+    train_speed = training(candidates)
+    peers = [name for name in candidates if name != "groundup"]
+
+    def ratio(speed):
+        return speed["groundup"] / max(speed[name] for name in peers)
+
+    generate_speed = {batch: generation(candidates, batch) for batch in (1, 16)}
+    ours = candidates["groundup"]
+    matrices = sum(p.numel() for p in ours.parameters() if p.ndim == 2)
+    limit = matmul_limit()
+    content = {
+        "shape": {**SHAPE, "batch": BATCH, "time": TIME},
+        "training_tokens_per_second": train_speed,
+        "training_ratio_to_faster_peer": ratio(train_speed),
+        "training_ratio_to_default_peer": train_speed["groundup"] / train_speed["GPT-2, sdpa"],
+        "generation_tokens_per_second": generate_speed,
+        "generation_ratio_to_faster_peer": {b: ratio(s) for b, s in generate_speed.items()},
+        "time_to_nanogpt": time_to_nanogpt(),
+        "flops_of_large_bf16_product": limit,
+        "share_of_that_in_training": 6 * matrices * train_speed["groundup"] / limit,
+        "profile_of_forward_and_backward": profile_step(ours),
+        "hardware": report.hardware(),
+        "commit": report.commit(),
+    }
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()

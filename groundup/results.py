@@ -1,0 +1,180 @@
+"""The published figures: from runs to `results/`, `pretrained/` and the README's table.
+
+    python -m groundup.results                          # write the README's table
+    python -m groundup.results --publish runs/gpt_*     # runs of one config, one per seed
+    python -m groundup.results --verify gpt             # score the models in pretrained/ again
+
+A published figure is the mean over the seeds; the first run given becomes the model in
+`pretrained/`.
+"""
+
+import argparse
+import importlib
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoModel
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PRETRAINED, README = ROOT / "results", ROOT / "pretrained", ROOT / "README.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+# What rounding the weights to bf16, or another number of threads, may change in a score.
+TOLERANCE = 1e-3
+
+
+def summarise(runs: list[dict]) -> dict:
+    """One result from the runs of one config: mean, deviation and values of each metric.
+
+    Raises:
+        ValueError: the runs are of more than one config, data or commit, or two have one seed.
+    """
+    first = runs[0]
+    for key in ("system", "config", "data", "commit", "versions"):
+        if any(run[key] != first[key] for run in runs):
+            raise ValueError(f"the runs differ in {key}: {[run[key] for run in runs]}")
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"two runs have the same seed: {seeds}")
+    metrics = {}
+    for name in first["metrics"]:
+        values = [run["metrics"][name] for run in runs]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        metrics[name] = {"mean": statistics.mean(values), "deviation": deviation, "values": values}
+    kept = ("system", "config", "data", "hardware", "versions", "commit", "command")
+    return {
+        **{key: first[key] for key in kept},
+        "seeds": seeds,
+        "metrics": metrics,
+        "train_seconds": [run["train_seconds"] for run in runs],
+        "peak_memory_bytes": [run["peak_memory_bytes"] for run in runs],
+    }
+
+
+def publish(folders: list[Path]) -> None:
+    """Runs of one config -> `results/<config>.json` and `pretrained/<config>/`."""
+    runs = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
+    result = summarise(runs)
+    export = PRETRAINED / result["config"]
+    shutil.rmtree(export, ignore_errors=True)
+    left_out = shutil.ignore_patterns("checkpoint-*", "settings.json", ".*")
+    shutil.copytree(folders[0], export, ignore=left_out)
+    score = next(iter(result["metrics"]))
+    with_fp32 = rescore(result)["metrics"][score]
+    round_weights(export)
+    result["pretrained"] = {score: rescore(result)["metrics"][score]}
+    if abs(result["pretrained"][score] - with_fp32) > TOLERANCE:
+        shutil.copy(folders[0] / "model.safetensors", export)
+        shutil.copy(folders[0] / "config.json", export)
+        result["pretrained"] = {score: with_fp32}
+        print(f"bf16 weights change {score}: {export} keeps fp32")
+    text = json.dumps(result, indent=1) + "\n"
+    (RESULTS / f"{result['config']}.json").write_text(text, encoding="utf-8")
+    print(f"wrote {RESULTS / result['config']}.json and {export}")
+
+
+def round_weights(folder: Path) -> None:
+    """Saves a model's weights in bf16: half the size."""
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    auto = AutoModel.from_pretrained(folder).config.auto_map
+    name = next(k for k, path in auto.items() if path.endswith(f".{architecture[0]}"))
+    auto_class = getattr(importlib.import_module("transformers"), name)
+    auto_class.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def rescore(result: dict) -> dict:
+    """Scores `pretrained/<config>` by the row's own script: what its metrics.json would hold."""
+    script = importlib.import_module(f"groundup.train.{result['system']}")
+    folder = str(PRETRAINED / result["config"])
+    config = str(ROOT / "configs" / f"{result['config']}.yaml")
+    return script.main(["--config", config, "--evaluate_only", "--output_dir", folder])
+
+
+def verify(row: str) -> bool:
+    """Scores every model of a row in `pretrained/` again; True if all give what they gave."""
+    results = [r for r in read_results() if r["system"] == row and "pretrained" in r]
+    if not results:
+        raise ValueError(f"no result of row {row!r} has a model in pretrained/")
+    same = True
+    for result in results:
+        again = rescore(result)["metrics"]
+        for name, published in result["pretrained"].items():
+            agrees = abs(again[name] - published) <= TOLERANCE
+            same &= agrees
+            verdict = "agrees" if agrees else "does NOT agree"
+            print(f"{result['config']}: {name} {again[name]:.4f} ({verdict} with {published:.4f})")
+    return same
+
+
+def read_results() -> list[dict]:
+    """All published results, in the order of their names."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
+
+
+def table(results: list[dict]) -> str:
+    """The README's table, in Markdown; bars and anchors come from `results/bars.yaml`.
+
+    Raises:
+        ValueError: a result has no bar.
+    """
+    bars = yaml.safe_load((RESULTS / "bars.yaml").read_text(encoding="utf-8"))
+    rows = [
+        "| run | data | score | training | memory | bar | anchor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        bar = bars.get(result["config"])
+        if bar is None:
+            raise ValueError(f"{RESULTS / 'bars.yaml'} has no entry for {result['config']}")
+        metric = result["metrics"][bar["metric"]]
+        spread = f" ± {metric['deviation']:.4f}" if metric["deviation"] is not None else ""
+        reached = metric["mean"] <= bar["bar"] if bar["lower"] else metric["mean"] >= bar["bar"]
+        cells = [
+            f"[`{result['config']}`](configs/{result['config']}.yaml)",
+            result["data"]["name"],
+            f"**{metric['mean']:.4f}**{spread} {bar['unit']} ({len(result['seeds'])} seeds)",
+            f"{statistics.mean(result['train_seconds']):.0f} s",
+            f"{max(result['peak_memory_bytes']) / 2**30:.2f} GiB",
+            f"{'≤' if bar['lower'] else '≥'} {bar['bar']}{'' if reached else ': **not reached**'}",
+            bar["anchor"],
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def write_table() -> None:
+    """Puts the table between its two marks in the README.
+
+    Raises:
+        ValueError: the README lacks a mark.
+    """
+    text = README.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{README} needs the marks {BEGIN} and {END}, once each, for its table")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n{table(read_results())}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--publish", nargs="+", type=Path, metavar="RUN", help="runs to publish")
+    parser.add_argument("--verify", metavar="ROW", help="score a row's models again")
+    args = parser.parse_args()
+    try:
+        if args.verify:
+            sys.exit(0 if verify(args.verify) else 1)
+        if args.publish:
+            publish(args.publish)
+        write_table()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

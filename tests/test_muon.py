@@ -1,0 +1,157 @@
+"""Muon against the singular value decomposition, its other half against torch's own AdamW."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from groundup.models.gpt import GPTConfig, GPTForCausalLM
+from groundup.train.muon import Muon, orthogonalize
+from groundup.train.recipe import muon_groups
+
+
+def matrices(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------ orthogonalising
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 64), (64, 16), (32, 32)])
+def test_orthogonalize_keeps_the_directions_and_evens_the_sizes(rows, columns):
+    """X = U S V^T becomes U D V^T, with D near 1: seen in the basis of the decomposition."""
+    u, _, vh = torch.linalg.svd(matrices(rows, columns), full_matrices=False)
+    sizes = torch.linspace(1, 0.1, min(rows, columns))  # ten to one
+    result = orthogonalize((u * sizes @ vh)[None])[0].float()
+    assert result.shape == (rows, columns)
+    inside = u.mT @ result @ vh.mT
+    diagonal = inside.diagonal()
+    assert diagonal.min() > 0.6 and diagonal.max() < 1.3
+    assert (inside - diagonal.diag()).abs().max() < 0.05
+    # Nothing outside of what the matrix spans.
+    assert (u @ inside @ vh - result).abs().max() < 0.02
+
+
+def test_a_batch_is_orthogonalised_as_its_matrices_are():
+    batch = matrices(3, 24, 8)
+    batch[1] *= 1e-3  # the size of one says nothing about the others
+    alone = torch.cat([orthogonalize(matrix[None]) for matrix in batch])
+    torch.testing.assert_close(orthogonalize(batch), alone, atol=0.02, rtol=0)
+
+
+def test_orthogonalize_leaves_zero_at_zero():
+    assert not orthogonalize(torch.zeros(1, 8, 4)).any()
+
+
+# ------------------------------------------------------------------------------------ optimising
+
+
+def steps_of(optimizer, parameters, count: int, seed: int = 0) -> None:
+    """Updates on random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+
+def test_the_rest_is_trained_by_adamw():
+    shapes = ((5, 7), (3,))
+    ours = [matrices(*shape).requires_grad_() for shape in shapes]
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    group = {"params": ours, "use_muon": False, "lr": 0.01, "weight_decay": 0.1}
+    steps_of(Muon([group], betas=(0.8, 0.95), eps=1e-6), ours, 20)
+    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6)
+    steps_of(reference, theirs, 20)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 16), (16, 4)])
+def test_a_first_step_of_muon(rows, columns):
+    """Of size lr in every direction, times sqrt(rows / columns) where tall; weights decay first."""
+    weight, gradient = matrices(rows, columns), matrices(rows, columns, seed=1)
+    p = weight.clone().requires_grad_()
+    p.grad = gradient
+    Muon([{"params": [p], "use_muon": True, "lr": 0.1, "weight_decay": 0.5}]).step()
+    scale = 0.1 * max(1, rows / columns) ** 0.5
+    expected = weight * (1 - 0.1 * 0.5) - scale * orthogonalize(gradient[None])[0].float()
+    torch.testing.assert_close(p.detach(), expected, atol=0.06 * scale, rtol=0)
+
+
+def test_muon_refuses_vectors():
+    group = {"params": [torch.zeros(3, requires_grad=True)], "use_muon": True}
+    with pytest.raises(ValueError, match="Muon takes matrices"):
+        Muon([{**group, "lr": 0.1, "weight_decay": 0.0}])
+
+
+def both_kinds():
+    """An optimiser with a parameter of each kind, and those two."""
+    pair = [matrices(6, 4).requires_grad_(), matrices(4).requires_grad_()]
+    groups = [
+        {"params": [p], "use_muon": p.ndim == 2, "lr": 0.02, "weight_decay": 0.1} for p in pair
+    ]
+    return Muon(groups), pair
+
+
+def test_a_saved_state_goes_on_to_the_same_bits(tmp_path):
+    straight, expected = both_kinds()
+    steps_of(straight, expected, 3)
+    torch.save([straight.state_dict(), expected], tmp_path / "state.pt")
+    steps_of(straight, expected, 4, seed=1)
+
+    resumed, found = both_kinds()
+    state, values = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.load_state_dict(state)
+    for p, value in zip(found, values, strict=True):
+        p.data.copy_(value)
+    steps_of(resumed, found, 4, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_muon_solves_least_squares():
+    inputs, truth = matrices(64, 12), matrices(12, 8, seed=1)
+    weight = torch.zeros(12, 8, requires_grad=True)
+    optimizer = Muon([{"params": [weight], "use_muon": True, "lr": 0.1, "weight_decay": 0.0}])
+    losses = []
+    for step in range(150):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 150)
+        loss = (inputs @ (weight - truth)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 1e-3 * losses[0]
+
+
+# ------------------------------------------------------------------------- who is trained by what
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_hidden_matrices_go_to_muon(tied):
+    config = GPTConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        tie_word_embeddings=tied,
+    )
+    model = GPTForCausalLM(config)
+    frozen = model.model.layers[0]
+    for p in frozen.parameters():
+        p.requires_grad_(False)
+    args = SimpleNamespace(muon_learning_rate=0.02, learning_rate=0.001, weight_decay=0.1)
+    muon, adamw = muon_groups(model, args)
+    assert (muon["use_muon"], muon["lr"]) == (True, 0.02)
+    assert (adamw["use_muon"], adamw["lr"]) == (False, 0.001)
+
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    in_muon = {names[id(p)] for p in muon["params"]}
+    in_adamw = {names[id(p)] for p in adamw["params"]}
+    assert len(muon["params"]) + len(adamw["params"]) == len(names)  # each once ...
+    assert in_muon | in_adamw == set(names.values())  # ... and none left out
+    expected = {n for n in names.values() if ".layers." in n and n.endswith(".weight")}
+    assert in_muon == {n for n in expected if "norm" not in n}
+    assert "model.embed_tokens.weight" in in_adamw and "model.embed_positions.weight" in in_adamw
+    assert ("lm_head.weight" in in_adamw) is not tied

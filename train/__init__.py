@@ -1,0 +1,1 @@
+"""One training script per system, and what they share."""

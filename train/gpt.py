@@ -1,0 +1,281 @@
+"""Trains a GPT: a language model over characters or sub-words.
+
+    accelerate launch -q train/gpt.py                                # Tiny GPT on Shakespeare
+    accelerate launch -q train/gpt.py --text my_book.txt --output_dir runs/my_book
+    accelerate launch -q train/gpt.py --tokenizer bpe --tokenizer_vocab_size 1024 \\
+        --output_dir runs/gpt_bpe
+    accelerate launch -q train/gpt.py --evaluate_only                # score the model in runs/gpt
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+
+from groundup.data_scripts.shakespeare import load_shakespeare
+from groundup.data_scripts.sources import describe
+from groundup.data_scripts.text import load_text
+from groundup.data_scripts.tokenization import (
+    KINDS,
+    TokenBlocks,
+    encode_documents,
+    train_tokenizer,
+)
+from groundup.models.gpt import GPTConfig, GPTForCausalLM
+from groundup.train import recipe, report
+from groundup.train.metrics import LanguageModelLoss
+
+SCORE = "nats_per_character"
+SAMPLE_TOKENS = 300
+USAGE = """from transformers import pipeline
+
+write = pipeline("text-generation", "path/to/this/folder", trust_remote_code=True)
+print(write("ROMEO:", max_new_tokens=200, do_sample=True, temperature=0.8)[0]["generated_text"])"""
+ModelArguments = recipe.model_arguments(GPTConfig, leave_out=["vocab_size"])
+
+
+@dataclass
+class DataArguments:
+    """The text, and how it becomes tokens."""
+
+    text: str | None = field(
+        default=None,
+        metadata={"help": "A text file or a folder of them (default: tiny Shakespeare)."},
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder that holds tinyshakespeare/input.txt."}
+    )
+    tokenizer: str = field(
+        default="characters",
+        metadata={
+            "help": "characters, bpe or unigram: made from the training text; or the folder or Hub "
+            "name of a saved tokenizer."
+        },
+    )
+    tokenizer_vocab_size: int | None = field(
+        default=None, metadata={"help": "Number of tokens that bpe or unigram make."}
+    )
+    prompt: str = field(default="\n", metadata={"help": "What the samples begin with."})
+
+
+def make_tokenizer(arguments: DataArguments, texts: list[str]):
+    """A tokenizer of the kind asked for, made from the training text, or a saved one.
+
+    Raises:
+        ValueError: there is no such kind, folder or Hub name.
+    """
+    if arguments.tokenizer in KINDS:
+        return train_tokenizer(arguments.tokenizer, texts, arguments.tokenizer_vocab_size)
+    return load_tokenizer(arguments.tokenizer)
+
+
+def load_tokenizer(source: str):
+    """A saved tokenizer, from a folder or the Hub."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer at {source}; give a folder or Hub name that holds one, "
+            f"or one of {', '.join(KINDS)} to make it from the text"
+        ) from error
+    if tokenizer.bos_token_id is None:
+        raise ValueError(f"the tokenizer at {source} has no bos_token to begin a text with")
+    return tokenizer
+
+
+def load_data(arguments: DataArguments) -> DatasetDict:
+    """Splits train and validation of documents (column `text`)."""
+    if arguments.text is not None:
+        return load_text(arguments.text)
+    return load_shakespeare(arguments.data_dir)
+
+
+def block_losses(logits, labels):
+    """-log p of each block's tokens, summed: (batch, 2), the second column their number.
+
+    It stands between model and metric so that an evaluation keeps two numbers per block rather than
+    its logits.
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    logits, labels = logits[:, :-1].float(), labels[:, 1:]  # predictions of the next token
+    nats = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
+    return torch.stack((nats.double().sum(1), (labels != -100).sum(1).double()), dim=1)
+
+
+class Sample(TrainerCallback):
+    """Prints what the model writes, at each evaluation."""
+
+    def __init__(self, tokenizer, prompt: str):
+        self.tokenizer, self.prompt = tokenizer, prompt
+
+    def on_evaluate(self, args, state, control, model, **kwargs):
+        """Every process comes by here; one speaks."""
+        if state.is_world_process_zero:
+            text = write_on(model, self.tokenizer, self.prompt, seed=args.seed)
+            tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
+
+
+@torch.no_grad()
+def write_on(model, tokenizer, prompt: str, seed: int, tokens: int = SAMPLE_TOKENS) -> str:
+    """A sample of the model's text, which leaves the run's random numbers alone."""
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt).input_ids]])
+    room = model.config.max_position_embeddings - ids.shape[1]
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        output = model.generate(
+            ids.to(model.device),
+            attention_mask=torch.ones_like(ids).to(model.device),
+            max_new_tokens=min(tokens, room),
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            eos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    model.train(was_training)
+    return tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+@recipe.one_line_errors
+def main(argv=None):
+    """Arguments, data, model, fit, report. Returns what metrics.json holds."""
+    # 1. Arguments
+    config_name, data_args, model_args, args = recipe.parse_arguments(
+        argv, "gpt", DataArguments, ModelArguments, description="Trains a GPT."
+    )
+    output_dir = Path(args.output_dir)
+    checkpoint = None
+    if not args.evaluate_only:
+        settings = recipe.settings_of(args, data_args, model_args)
+        checkpoint = recipe.prepare_folder(args, settings)
+    set_seed(args.seed)
+
+    # 2. Data
+    dataset = load_data(data_args)
+    texts = {name: split["text"] for name, split in dataset.items()}
+    if args.evaluate_only:
+        tokenizer = load_tokenizer(str(output_dir))
+    else:
+        tokenizer = make_tokenizer(data_args, texts["train"])
+    tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
+    print(
+        f"{describe(dataset)['source']}: {len(tokens['train']):,} tokens to train on, "
+        f"{len(tokens['validation']):,} to validate; vocabulary {len(tokenizer):,}"
+    )
+
+    # 3. Model
+    if args.evaluate_only:
+        model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
+    else:
+        config = GPTConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **asdict(model_args),
+        )
+        model = GPTForCausalLM(config)
+    block_size = model.config.max_position_embeddings
+
+    # 4. Fit
+    metric, characters = LanguageModelLoss(), sum(map(len, texts["validation"]))
+    train_blocks = None
+    if not args.evaluate_only:
+        train_blocks = TokenBlocks.for_training(tokens["train"], block_size)
+    trainer = recipe.RunTrainer(
+        model,
+        args,
+        train_dataset=train_blocks,
+        eval_dataset=TokenBlocks.for_evaluation(tokens["validation"], block_size),
+        processing_class=tokenizer,
+        preprocess_logits_for_metrics=block_losses,
+        compute_metrics=lambda out: metric.compute(
+            predictions=out.predictions[:, 0],
+            references=out.predictions[:, 1].astype(int),
+            characters=characters,
+        ),
+        callbacks=[Sample(tokenizer, data_args.prompt)],
+    )
+    if not args.evaluate_only:
+        print(f"{model.num_parameters():,} parameters; blocks of {block_size} tokens")
+        trainer.train(checkpoint)
+    scores = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()}
+
+    # 5. Report
+    metrics = {k: scores[k] for k in (SCORE, "bits_per_character", "nats_per_token")}
+    run = report.run_metrics(
+        "gpt", config_name, args, metrics, describe(dataset), trainer.stopwatch.seconds
+    )
+    if not args.evaluate_only and trainer.is_world_process_zero():
+        write_report(output_dir, run, trainer, tokenizer, data_args)
+    print(f"validation loss: {metrics[SCORE]:.4f} nats per character")
+    if args.publish:
+        report.publish(args)
+    return run
+
+
+def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> None:
+    """The model folder: weights, code, tokenizer, loss curve, card, and last metrics.json."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    report.save_model(model, tokenizer, output_dir)
+    report.plot_loss(
+        trainer.state.log_history,
+        output_dir / "figures" / "loss.png",
+        ylabel="nats per token (training), per character (validation)",
+        score=f"eval_{SCORE}",
+    )
+    samples = [write_on(model, tokenizer, data_args.prompt, seed) for seed in (1, 2)]
+    config = model.config
+    report.write_card(
+        output_dir,
+        run,
+        title=f"{run['config']}: a small GPT",
+        pipeline_tag="text-generation",
+        task_name="Language modelling",
+        scores={
+            SCORE: "Validation loss, nats per character",
+            "bits_per_character": "the same in bits",
+        },
+        usage=USAGE,
+        tags=["gpt", "text-generation"],
+        sections={
+            "": f"A GPT of {model.num_parameters():,} parameters: "
+            f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
+            f"{config.num_attention_heads} heads, "
+            f"{config.position_embedding_type} positions, blocks of "
+            f"{config.max_position_embeddings} tokens, {data_args.tokenizer} tokenizer with "
+            f"{config.vocab_size:,} tokens. It continues a text, one token after the other.",
+            "Samples": "\n\n".join(f"```text\n{sample.strip()}\n```" for sample in samples),
+            "Training": "![loss](figures/loss.png)\n\nThe loss is taken over the whole validation "
+            "split, in blocks of the model's context, each character scored once.",
+            **ablations(run["config"]),
+            "What it is not good for": "It has read one small text and knows nothing else: no "
+            "facts, no instructions, no other language or style. It is a model to learn from.",
+        },
+    )
+    report.finish(output_dir, run)
+
+
+def ablations(config_name: str) -> dict[str, str]:
+    """The card's section on what the choices are worth, where `benchmarks/` has measured it."""
+    path = Path(__file__).parent.parent / "results" / "benchmarks" / f"{config_name}_ablations.json"
+    if not path.exists():
+        return {}
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    rows = ["| | nats per character | updates |", "|---|---|---|"]
+    rows += [
+        f"| {row['variant']} | {row['nats_per_character']:.3f} | {row['updates']} |"
+        for row in measured["rows"]
+    ]
+    text = f"One thing changed at a time, {measured['seconds']:.0f} s of training each, one seed:"
+    return {"What the choices are worth": "\n".join([text, "", *rows])}
+
+
+if __name__ == "__main__":
+    main()

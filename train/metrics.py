@@ -1,0 +1,35 @@
+"""Metrics as `evaluate.Metric`s that need no Hub (`evaluate.load` would download their code)."""
+
+import datasets
+import evaluate
+import numpy as np
+
+
+class LanguageModelLoss(evaluate.Metric):
+    """How surprised a language model is by a text.
+
+    Losses per token cannot be compared between tokenizers, those per character can. Computed from
+    `predictions`, the summed -log p of each block's tokens in nats, and `references`, the number of
+    tokens scored in each block, with the length of the text:
+
+        metric.compute(predictions=[..], references=[..], characters=len(text))
+
+    gives `nats_per_character`, `bits_per_character`, `nats_per_token`.
+    """
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions, references, characters: int):
+        nats, tokens = float(np.sum(predictions)), int(np.sum(references))
+        return {
+            "nats_per_character": nats / characters,
+            "bits_per_character": nats / characters / np.log(2),
+            "nats_per_token": nats / tokens,
+        }

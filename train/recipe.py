@@ -1,0 +1,536 @@
+"""What every training script shares: arguments, the run's folder, Trainer, report.
+
+A run is one folder, `runs/<config>/`. While it trains, the folder holds checkpoints, each whole or
+absent; the same command again resumes from the newest. When it is done, the folder is a model that
+`from_pretrained` loads anywhere, and `metrics.json` (written last) says so.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import functools
+import json
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
+
+from groundup.train.muon import Muon
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
+
+# ------------------------------------------------------------------------------------- arguments
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with what this project adds."""
+
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start anew where the folder holds a run already."}
+    )
+    evaluate_only: bool = field(
+        default=False, metadata={"help": "Score the model in output_dir, train nothing."}
+    )
+    muon_learning_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Train the hidden matrices with Muon at this rate (learning_rate is for the "
+            "rest). 0: AdamW trains all."
+        },
+    )
+
+    use_cache: bool = field(default=True, metadata={"help": "Saved models generate with a cache."})
+
+    def __post_init__(self):
+        # Publishing is `publish` below: one commit of a whole folder, rather than Trainer's.
+        self.publish, self.push_to_hub = self.push_to_hub, False
+        self.settings = None  # `prepare_folder` fills this in, `begin` writes it down
+        # Trainer allows bf16 on a CPU only where it is told that the CPU is meant.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+# The few of TrainingArguments' 120 fields that `--help` shows; all of them are flags.
+SHOWN = {
+    "output_dir": "Folder of the run (default: runs/<name of the config>).",
+    "max_steps": "How many updates.",
+    "learning_rate": "The highest rate, after warm-up.",
+    "lr_scheduler_type": "Shape of the rate after warm-up: cosine, linear, constant, ...",
+    "warmup_steps": "Updates (or, below 1, the share of them) until the rate is at its highest.",
+    "weight_decay": "Decoupled weight decay; not for norms and biases.",
+    "max_grad_norm": "Longer gradients are clipped to this.",
+    "per_device_train_batch_size": "Examples per process and step.",
+    "gradient_accumulation_steps": "Steps that share one update.",
+    "gradient_checkpointing": "Recompute activations in the backward pass, to save memory.",
+    "bf16": "Mixed precision in bfloat16.",
+    "seed": "For weights, order and dropout.",
+    "logging_steps": "Updates between two lines of the log.",
+    "eval_steps": "Updates between two evaluations.",
+    "save_steps": "Updates between two checkpoints.",
+    "report_to": "Also log to: tensorboard, trackio, wandb, ...",
+    "push_to_hub": "Publish the finished run.",
+    "hub_model_id": "Where to: user/name.",
+}
+
+
+def model_arguments(config_class, leave_out=()):
+    """A dataclass of a model config's own fields, so that each of them is a flag.
+
+    Its help comes from the `Args:` of the config's docstring. Token ids and the vocabulary come
+    from the tokenizer and are no flags.
+    """
+    helps = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", config_class.__doc__ or "", re.M))
+    fields = []
+    for name, kind in config_class.__annotations__.items():
+        if name.endswith("_token_id") or name in ("use_cache", *leave_out):
+            continue
+        text = " ".join(helps.get(name, "").split()).replace("%", "%%")
+        default = getattr(config_class, name)
+        fields.append((name, kind, field(default=default, metadata={"help": text})))
+    kernel = {"help": "How attention is computed: eager or sdpa."}
+    fields.append(("attn_implementation", str, field(default="sdpa", metadata=kernel)))
+    return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)
+
+
+class OnePage(argparse.HelpFormatter):
+    """Help with one line per flag where it fits, and the default where there is one."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=100)
+
+    def _get_help_string(self, action):
+        absent = action.default is None or action.default is argparse.SUPPRESS
+        has_default = not absent and str(action.default).strip()
+        return action.help + (" (default: %(default)s)" if has_default else "")
+
+
+class Parser(HfArgumentParser):
+    """Flags from dataclasses, with a YAML file below them and a `--help` of one page."""
+
+    def __init__(self, dataclass_types, **kwargs):
+        super().__init__(
+            dataclass_types,
+            allow_abbrev=False,
+            formatter_class=OnePage,
+            usage="%(prog)s [--config FILE] [--flag value] ...",
+            **kwargs,
+        )
+        shown = set(SHOWN)
+        for kind in dataclass_types:
+            if kind is not RunArguments:
+                shown |= {f.name for f in dataclasses.fields(kind)}
+        shown |= set(RunArguments.__annotations__) | {"help", "config"}
+        for action in self._actions:
+            if action.dest not in shown or action.option_strings[0].startswith("--no_"):
+                action.help = argparse.SUPPRESS
+            elif action.dest in SHOWN:
+                action.help = SHOWN[action.dest]
+            # `--max-steps` works as well as `--max_steps`; the help need not say everything twice.
+            action.option_strings = action.option_strings[:1]
+            if action.nargs != 0:
+                action.metavar = {int: "N", float: "X"}.get(action.type, "...")
+
+    def parse(self, argv: list[str], default_config: str):
+        """The dataclasses, filled: a flag beats the YAML file, which beats the default.
+
+        The file is turned into flags, so that it is read, typed and checked as the user's are;
+        what it gives are then the defaults, also those that `--help` shows.
+        """
+        argv = [re.sub(r"^(--)([\w-]+)", lambda m: m[1] + m[2].replace("-", "_"), a) for a in argv]
+        config = self._config_of(argv) or CONFIGS / f"{default_config}.yaml"
+        flags = self._flags_of(config)
+        try:
+            self.set_defaults(**vars(self.parse_args(flags)))
+        except ValueError as error:
+            raise ValueError(f"{config}: {error}") from error
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            self._refuse(unknown[0].split("=")[0], "flag", "--")
+        if namespace.output_dir is None:
+            namespace.output_dir = str(Path("runs") / config.stem)
+        filled = []
+        for kind in self.dataclass_types:
+            names = {f.name for f in dataclasses.fields(kind) if f.init}
+            filled.append(kind(**{k: v for k, v in vars(namespace).items() if k in names}))
+        return (config.stem, *filled)
+
+    @staticmethod
+    def _config_of(argv: list[str]) -> Path | None:
+        """What `--config X` or `--config=X` names."""
+        only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        only.add_argument("--config", type=Path)
+        try:
+            return only.parse_known_args(argv)[0].config
+        except argparse.ArgumentError as error:
+            raise ValueError("--config needs the path of a YAML file") from error
+
+    def _flags_of(self, path: Path) -> list[str]:
+        if not path.is_file():
+            have = ", ".join(sorted(str(p) for p in CONFIGS.glob("*.yaml")))
+            raise ValueError(f"there is no config {path}; these are: {have}")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold lines of `key: value`")
+        flags = []
+        for key, value in values.items():
+            if key not in self._names():
+                self._refuse(str(key), f"key in {path}")
+            if isinstance(value, list):
+                flags += [f"--{key}", *map(str, value)]
+            elif value is not None:
+                text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
+                flags.append(f"--{key}={text}")
+        return flags
+
+    def error(self, message):
+        """One line, like every other error; argparse would print the usage before it."""
+        raise ValueError(message)
+
+    def _names(self) -> list[str]:
+        return [f.name for kind in self.dataclass_types for f in dataclasses.fields(kind)]
+
+    def _refuse(self, name: str, what: str, prefix: str = ""):
+        near = difflib.get_close_matches(name.lstrip("-"), self._names(), n=1, cutoff=0.5)
+        hint = f"; did you mean {prefix}{near[0]}?" if near else "; --help lists what there is"
+        raise ValueError(f"unknown {what}: {name}{hint}")
+
+
+def parse_arguments(argv, default_config: str, *dataclass_types, description: str):
+    """(name of the config, one object per dataclass, the run's arguments), threads and seed set."""
+    parser = Parser([*dataclass_types, RunArguments], description=description)
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"YAML file of flags (default: {default_config}.yaml)."
+    )
+    name, *filled = parser.parse(sys.argv[1:] if argv is None else list(argv), default_config)
+    set_threads()
+    disable_progress_bar()  # transformers' own, of writing shards; training keeps its bar
+    return name, *filled
+
+
+def set_threads() -> None:
+    """Gives each process its share of the cores.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle (a bf16
+    product falls from 371 to 204 GFLOP/s on two cores).
+    """
+    with contextlib.suppress(AttributeError):  # macOS has no affinity: leave torch's own choice
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def one_line_errors(main):
+    """What a user can cause ends in one line and exit status 2 (GROUNDUP_DEBUG=1: a traceback)."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        try:
+            return main(argv)
+        except (ValueError, OSError, SafetensorError) as error:
+            if os.environ.get("GROUNDUP_DEBUG"):
+                traceback.print_exc()
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    return wrapper
+
+
+# -------------------------------------------------------------------- folders that appear at once
+
+
+def put_in_place(staging: Path, path: Path) -> None:
+    """Renames a finished folder, so that `path` holds all of its files or does not exist.
+
+    The files are forced to the disk before: a power cut finds the old state or the new one.
+    """
+    for file in staging.rglob("*"):
+        if file.is_file():
+            _flush(file)
+    shutil.rmtree(path, ignore_errors=True)
+    staging.rename(path)
+    _flush(path.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file that is there whole or not at all."""
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_text(text, encoding="utf-8")
+    _flush(staging)
+    staging.replace(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ----------------------------------------------------------------------------------- checkpoints
+
+
+def seal(folder: Path, train_seconds: float) -> None:
+    """Writes down what a checkpoint holds, so that `find_checkpoint` can tell whether it is all."""
+    sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
+    content = {"train_seconds": train_seconds, "bytes": sizes}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def find_checkpoint(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run; says which damaged ones it passes over."""
+    folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.name[11:].isdigit()]
+    for folder in sorted(folders, key=lambda p: int(p.name[11:]), reverse=True):
+        fault = damage(folder)
+        if fault is None:
+            return folder
+        print(f"{folder} is damaged ({fault}); trying the one before it")
+    if folders:
+        print(f"{output_dir} has no whole checkpoint: starting from the beginning")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None if nothing is."""
+    try:
+        sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["bytes"]
+        for name, size in sizes.items():
+            if (found := (checkpoint / name).stat().st_size) != size:
+                return f"{name} has {found} bytes, not {size}"
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, "pt"):
+                pass
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, SafetensorError) as error:
+        return f"unreadable: {error}"
+    return None
+
+
+def keep_newest(output_dir: Path, count: int | None) -> None:
+    """Deletes all but the `count` newest checkpoints (None: deletes nothing)."""
+    folders = [p for p in Path(output_dir).glob("checkpoint-*") if p.name[11:].isdigit()]
+    folders.sort(key=lambda p: int(p.name[11:]))
+    if count is not None:
+        for folder in folders[: max(0, len(folders) - count)]:
+            shutil.rmtree(folder)
+
+
+def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
+    """Looks at what `output_dir` holds before a run, and gives the checkpoint to resume from.
+
+    A finished run ends the program (exit status 0), once it is published where that is asked for. A
+    run that was begun with other settings is not mixed with this one. Nothing changes here yet:
+    that is for `begin`, once it is clear that this run's data and model can be had.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or what is no run at all.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(args.output_dir)
+    args.settings = settings
+    _check_writable(folder)
+    finished, begun = folder / "metrics.json", folder / "settings.json"
+    is_run = finished.exists() or begun.exists()
+    if not is_run and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise ValueError(f"{folder} holds files that are no run; choose another --output_dir")
+    if args.overwrite:
+        return None
+    if finished.exists():
+        if args.process_index == 0:
+            print(f"{folder} holds a finished run; --overwrite starts anew")
+            if args.publish:
+                from groundup.train import report  # here, since it imports this module
+
+                report.publish(args)
+        raise SystemExit(0)
+    if begun.exists() and any(folder.glob("checkpoint-*")):
+        before = json.loads(begun.read_text(encoding="utf-8"))
+        changed = sorted(k for k in settings | before if settings.get(k) != before.get(k))
+        if changed:
+            was = ", ".join(f"{k} was {before.get(k)}, is {settings.get(k)}" for k in changed)
+            raise ValueError(
+                f"{folder} holds an unfinished run with other settings ({was}); give the same "
+                f"ones to resume it, --overwrite to start anew, or another --output_dir"
+            )
+    return find_checkpoint(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder}: {error.strerror}; choose another --output_dir"
+        ) from error
+
+
+def begin(args: RunArguments) -> None:
+    """Makes the folder that `prepare_folder` looked at this run's: from here on, it is under way.
+
+    Called when data and model are made, so that a mistake in their arguments costs no earlier run.
+    """
+    if args.settings is None:
+        return
+    folder = Path(args.output_dir)
+    with args.main_process_first(local=False):  # nobody trains before the folder is ready
+        if args.process_index == 0:
+            if args.overwrite:
+                shutil.rmtree(folder)
+                folder.mkdir()
+            write_whole(folder / "settings.json", json.dumps(args.settings, indent=1))
+
+
+def settings_of(args: RunArguments, *others) -> dict:
+    """All that makes a run what it is: what a resumed run must have in common with its beginning.
+
+    How often it logs, evaluates, saves and where it is published may change.
+    """
+    free = re.compile(
+        r"^(log|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir"
+        r"|project|trackio|include_|debug|use_cpu|resume|ddp_|dataloader_(num|pin|pers|pre)|local)"
+    )
+    settings = {"processes": args.world_size}
+    for part in others:
+        settings |= dataclasses.asdict(part)
+    for name, value in args.to_dict().items():
+        if not free.match(name):
+            settings[name] = value
+    return json.loads(json.dumps(settings, default=str))
+
+
+# --------------------------------------------------------------------------------------- Trainer
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds of optimisation: fetching, forward, backward, update; not evaluation, not saving."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.since = 0.0
+
+    def mark(self, *args, **kwargs):
+        """Begin to count from here."""
+        self.since = time.perf_counter()
+
+    on_train_begin = on_evaluate = on_save = mark
+
+    def on_step_end(self, *args, **kwargs):
+        """Count up to here."""
+        now = time.perf_counter()
+        self.seconds += now - self.since
+        self.since = now
+
+
+class RunTrainer(Trainer):
+    """transformers' Trainer, with whole checkpoints, Muon and a stopwatch.
+
+    Trainer resumes from the highest-numbered folder, whole or not, and a folder without its
+    optimiser would go on silently with a fresh one. Here a checkpoint is written under another
+    name and renamed when it is complete; only then is an older one deleted.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.stopwatch = Stopwatch()
+        self.add_callback(self.stopwatch)
+        self._staging = None
+
+    def train(self, resume_from_checkpoint: Path | None = None, **kwargs):
+        """Trains, from a checkpoint that `find_checkpoint` gave or from the start."""
+        begin(self.args)
+        if resume_from_checkpoint is not None:
+            manifest = json.loads((resume_from_checkpoint / MANIFEST).read_text(encoding="utf-8"))
+            self.stopwatch.seconds = manifest["train_seconds"]
+            print(f"resuming from {resume_from_checkpoint}")
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def create_optimizer(self, model=None):
+        """AdamW, or Muon for the hidden matrices where `muon_learning_rate` is set."""
+        if not self.args.muon_learning_rate or self.optimizer is not None:
+            return super().create_optimizer(model)
+        groups = muon_groups(model or self.model, self.args)
+        betas = (self.args.adam_beta1, self.args.adam_beta2)
+        self.optimizer = Muon(groups, betas=betas, eps=self.args.adam_epsilon)
+        return self.optimizer
+
+    def _get_output_dir(self, trial):
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial):
+        # Trainer asks `_get_output_dir` where to put `checkpoint-N`, and rotates what it finds
+        # there: we let it work in an empty folder, and rotate ourselves once the new one stands.
+        output_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        self._staging = str(output_dir / ".saving")
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # the other processes' random states are in
+            if self.args.should_save:
+                written = Path(self._staging) / name
+                seal(written, self.stopwatch.seconds)
+                put_in_place(written, output_dir / name)
+                keep_newest(output_dir, self.args.save_total_limit)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            # Trainer leaves a pickle of its arguments, which nothing reads and nobody should load.
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+def muon_groups(model, args) -> list[dict]:
+    """Hidden matrices for Muon; embeddings, heads, norms and biases for AdamW."""
+    embeddings = {
+        id(p)
+        for m in (model.get_input_embeddings(), model.get_output_embeddings())
+        if m is not None
+        for p in m.parameters()
+    }
+    hidden, rest = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            is_hidden = p.ndim == 2 and id(p) not in embeddings and "embed" not in name
+            (hidden if is_hidden else rest).append(p)
+    return [
+        {
+            "params": hidden,
+            "use_muon": True,
+            "lr": args.muon_learning_rate,
+            "weight_decay": args.weight_decay,
+        },
+        {"params": rest, "use_muon": False, "lr": args.learning_rate, "weight_decay": 0.0},
+    ]
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had (resident set)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

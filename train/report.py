@@ -1,0 +1,194 @@
+"""What a run leaves behind: the model with its code, metrics.json, figures, a card; the Hub."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+from groundup.train.recipe import RunArguments, peak_memory_bytes, put_in_place, write_whole
+
+CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")
+
+
+def hardware() -> dict:
+    """The machine: processor, cores that this process may use, accelerators."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processor": name, "cores": cores, "accelerators": gpus}
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, marked where the code has changed since; None outside git.
+
+    What a run writes (results, models) is no code.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    code = ["models", "train", "data_scripts", "configs", "groundup"]
+    try:
+        head = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=subprocess.DEVNULL)
+        changes = subprocess.check_output(
+            [*git, "status", "--porcelain", "--", *(f":/{folder}" for folder in code)]
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.decode().strip()[:12] + ("-dirty" if changes.strip() else "")
+
+
+def command() -> str:
+    """The command that made this run."""
+    script = Path(sys.argv[0])
+    launched = "accelerate launch -q" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    return " ".join([launched, f"{script.parent.name}/{script.name}", *sys.argv[1:]])
+
+
+def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, seconds: float):
+    """The content of metrics.json, as a dictionary (DESIGN: Scores)."""
+    return {
+        "system": system,
+        "config": config,
+        "metrics": metrics,
+        "data": data,
+        "seed": args.seed,
+        "train_seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "commit": commit(),
+        "command": command(),
+    }
+
+
+def plot_loss(history: list[dict], path: Path, ylabel: str, score: str) -> None:
+    """The loss in training and, where it was measured, the score, over the updates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, label, style in (("loss", "training batches", "-"), (score, "validation", "o-")):
+        points = [(x["step"], x[key]) for x in history if key in x]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="updates", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def save_model(model, processor, output_dir: Path) -> None:
+    """The model, its code and its tokenizer or processor: each file whole or not at all."""
+    staging = output_dir / ".saving"
+    model.save_pretrained(staging)
+    processor.save_pretrained(staging)
+    put_in_place(staging, output_dir / ".saved")
+    for file in (output_dir / ".saved").iterdir():
+        file.replace(output_dir / file.name)
+    (output_dir / ".saved").rmdir()
+
+
+def write_card(
+    output_dir: Path,
+    run: dict,
+    *,
+    title: str,
+    pipeline_tag: str,
+    task_name: str,
+    scores: dict[str, str],
+    sections: dict[str, str],
+    usage: str,
+    tags: list[str],
+    base_model: str | None = None,
+) -> None:
+    """The model card: README.md with the front matter that the Hub reads.
+
+    Args:
+        run: what `run_metrics` gave.
+        scores: name in `run["metrics"]` -> what it is called; the first is the score.
+        sections: heading -> Markdown, in this order; one without a heading stands first.
+        usage: Python that loads and uses the model.
+    """
+    results = [
+        EvalResult(
+            task_type=pipeline_tag,
+            task_name=task_name,
+            dataset_type=run["data"]["name"],
+            dataset_name=run["data"]["name"],
+            dataset_split="validation",
+            metric_type=name,
+            metric_name=label,
+            metric_value=round(run["metrics"][name], 4),
+        )
+        for name, label in scores.items()
+    ]
+    data = ModelCardData(
+        language="en",
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        base_model=base_model,
+        tags=["groundup", *tags],
+        model_name=title,
+        eval_results=results,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(CARD_TEMPLATE),
+        title=title,
+        run=run,
+        scores=scores,
+        sections=sections,
+        usage=usage,
+        date=date.today().isoformat(),
+    )
+    write_whole(output_dir / "README.md", str(card))
+
+
+def finish(output_dir: Path, run: dict) -> None:
+    """Writes metrics.json, last of all: from here on the run is finished."""
+    write_whole(output_dir / "metrics.json", json.dumps(run, indent=1) + "\n")
+
+
+def publish(args: RunArguments) -> None:
+    """Puts a finished run on the Hub, in one commit: all of it, or nothing.
+
+    Raises:
+        ValueError: there is no finished run, or the Hub did not take it; says what to do.
+    """
+    folder = Path(args.output_dir)
+    if not (folder / "metrics.json").exists():
+        raise ValueError(f"{folder} holds no finished run to publish")
+    if not args.hub_model_id:
+        raise ValueError("--push_to_hub needs --hub_model_id user/name")
+    api = HfApi(token=args.hub_token)
+    try:
+        private = bool(args.hub_private_repo)
+        repo = api.create_repo(args.hub_model_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo.repo_id,
+            folder_path=folder,
+            commit_message="Publish the run",
+            ignore_patterns=["checkpoint-*/**", ".*", "settings.json"],
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"the Hub did not take {args.hub_model_id} ({' '.join(str(error).split())[:200]}); "
+            f"the run in {folder} is complete: the same command again publishes it"
+        ) from error
+    print(f"published: {repo}")
