@@ -28,6 +28,7 @@ from groundup.data_scripts.tokenization import (
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.train import recipe, report
 from groundup.train.metrics import LanguageModelLoss
+from groundup.train.publishing import publish
 
 SCORE = "nats_per_character"
 SAMPLE_TOKENS = 300
@@ -216,7 +217,7 @@ def main(argv=None):
         write_report(output_dir, run, trainer, tokenizer, data_args)
     print(f"validation loss: {metrics[SCORE]:.4f} nats per character")
     if args.publish:
-        report.publish(args)
+        publish(args)
     return run
 
 

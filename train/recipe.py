@@ -28,6 +28,7 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArg
 from transformers.utils.logging import disable_progress_bar
 
 from groundup.train.muon import Muon
+from groundup.train.publishing import publish
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
@@ -56,7 +57,9 @@ class RunArguments(TrainingArguments):
     use_cache: bool = field(default=True, metadata={"help": "Saved models generate with a cache."})
 
     def __post_init__(self):
-        # Publishing is `publish` below: one commit of a whole folder, rather than Trainer's.
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("--push_to_hub needs to know where to: --hub_model_id user/name")
+        # Publishing is `publishing.publish`: one commit of a whole folder, rather than Trainer's.
         self.publish, self.push_to_hub = self.push_to_hub, False
         self.settings = None  # `prepare_folder` fills this in, `begin` writes it down
         # Trainer allows bf16 on a CPU only where it is told that the CPU is meant.
@@ -356,9 +359,7 @@ def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
         if args.process_index == 0:
             print(f"{folder} holds a finished run; --overwrite starts anew")
             if args.publish:
-                from groundup.train import report  # here, since it imports this module
-
-                report.publish(args)
+                publish(args)
         raise SystemExit(0)
     if begun.exists() and any(folder.glob("checkpoint-*")):
         before = json.loads(begun.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the model with its code, metrics.json, figures, a card; the Hub."""
+"""What a run leaves behind: the model with its code, figures, a card, and last metrics.json."""
 
 import json
 import os
@@ -10,8 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from groundup.train.recipe import RunArguments, peak_memory_bytes, put_in_place, write_whole
 
@@ -163,32 +162,3 @@ def write_card(
 def finish(output_dir: Path, run: dict) -> None:
     """Writes metrics.json, last of all: from here on the run is finished."""
     write_whole(output_dir / "metrics.json", json.dumps(run, indent=1) + "\n")
-
-
-def publish(args: RunArguments) -> None:
-    """Puts a finished run on the Hub, in one commit: all of it, or nothing.
-
-    Raises:
-        ValueError: there is no finished run, or the Hub did not take it; says what to do.
-    """
-    folder = Path(args.output_dir)
-    if not (folder / "metrics.json").exists():
-        raise ValueError(f"{folder} holds no finished run to publish")
-    if not args.hub_model_id:
-        raise ValueError("--push_to_hub needs --hub_model_id user/name")
-    api = HfApi(token=args.hub_token)
-    try:
-        private = bool(args.hub_private_repo)
-        repo = api.create_repo(args.hub_model_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo.repo_id,
-            folder_path=folder,
-            commit_message="Publish the run",
-            ignore_patterns=["checkpoint-*/**", ".*", "settings.json"],
-        )
-    except (HfHubHTTPError, OSError) as error:
-        raise ValueError(
-            f"the Hub did not take {args.hub_model_id} ({' '.join(str(error).split())[:200]}); "
-            f"the run in {folder} is complete: the same command again publishes it"
-        ) from error
-    print(f"published: {repo}")
