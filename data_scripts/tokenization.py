@@ -222,7 +222,7 @@ class TokenBlocks(torch.utils.data.Dataset):
         if len(ids) < block_size:
             raise ValueError(
                 f"the training text has {len(ids)} tokens, and a block {block_size}: "
-                f"give more text or a smaller block_size"
+                f"give more text or smaller blocks (--max_position_embeddings)"
             )
         return cls(ids, block_size, stride=1)
 

@@ -14,11 +14,13 @@ import json
 import shutil
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 import yaml
-from transformers import AutoModel
+from transformers import AutoConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PRETRAINED, README = ROOT / "results", ROOT / "pretrained", ROOT / "README.md"
@@ -56,42 +58,46 @@ def summarise(runs: list[dict]) -> dict:
 
 
 def publish(folders: list[Path]) -> None:
-    """Runs of one config -> `results/<config>.json` and `pretrained/<config>/`."""
+    """Runs of one config -> `results/<config>.json` and, of the first, `pretrained/<config>/`.
+
+    The weights are rounded to bf16, half the size, unless that changes the score.
+    """
     runs = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
     result = summarise(runs)
-    export = PRETRAINED / result["config"]
-    shutil.rmtree(export, ignore_errors=True)
-    left_out = shutil.ignore_patterns("checkpoint-*", "settings.json", ".*")
-    shutil.copytree(folders[0], export, ignore=left_out)
     score = next(iter(result["metrics"]))
-    with_fp32 = rescore(result)["metrics"][score]
-    round_weights(export)
-    result["pretrained"] = {score: rescore(result)["metrics"][score]}
-    if abs(result["pretrained"][score] - with_fp32) > TOLERANCE:
-        shutil.copy(folders[0] / "model.safetensors", export)
-        shutil.copy(folders[0] / "config.json", export)
-        result["pretrained"] = {score: with_fp32}
-        print(f"bf16 weights change {score}: {export} keeps fp32")
+    model = PRETRAINED / result["config"]
+    with tempfile.TemporaryDirectory(dir=PRETRAINED) as staging:
+        export = Path(staging) / result["config"]
+        left_out = shutil.ignore_patterns("checkpoint-*", "settings.json", ".*")
+        shutil.copytree(folders[0], export, ignore=left_out)
+        round_weights(export)
+        exact, rounded = runs[0]["metrics"][score], rescore(result, export)[score]
+        if abs(rounded - exact) > TOLERANCE:
+            print(f"bf16 weights change {score} from {exact} to {rounded}: keeping fp32")
+            for name in ("model.safetensors", "config.json"):
+                shutil.copy(folders[0] / name, export)
+        result["pretrained"] = {score: rescore(result, export)[score]}
+        shutil.rmtree(model, ignore_errors=True)
+        export.rename(model)
     text = json.dumps(result, indent=1) + "\n"
     (RESULTS / f"{result['config']}.json").write_text(text, encoding="utf-8")
-    print(f"wrote {RESULTS / result['config']}.json and {export}")
+    print(f"wrote {RESULTS / result['config']}.json and {model}")
 
 
 def round_weights(folder: Path) -> None:
-    """Saves a model's weights in bf16: half the size."""
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
-    auto = AutoModel.from_pretrained(folder).config.auto_map
-    name = next(k for k, path in auto.items() if path.endswith(f".{architecture[0]}"))
-    auto_class = getattr(importlib.import_module("transformers"), name)
+    """Saves a model's weights in bf16."""
+    config = AutoConfig.from_pretrained(folder)
+    name = next(k for k, v in config.auto_map.items() if v.endswith(f".{config.architectures[0]}"))
+    auto_class = getattr(transformers, name)
     auto_class.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
 
 
-def rescore(result: dict) -> dict:
-    """Scores `pretrained/<config>` by the row's own script: what its metrics.json would hold."""
+def rescore(result: dict, folder: Path) -> dict[str, float]:
+    """The metrics of the model in a folder, measured by its row's own script."""
     script = importlib.import_module(f"groundup.train.{result['system']}")
-    folder = str(PRETRAINED / result["config"])
-    config = str(ROOT / "configs" / f"{result['config']}.yaml")
-    return script.main(["--config", config, "--evaluate_only", "--output_dir", folder])
+    config = ROOT / "configs" / f"{result['config']}.yaml"
+    flags = ["--config", str(config), "--evaluate_only", "--output_dir", str(folder)]
+    return script.main(flags)["metrics"]
 
 
 def verify(row: str) -> bool:
@@ -101,7 +107,7 @@ def verify(row: str) -> bool:
         raise ValueError(f"no result of row {row!r} has a model in pretrained/")
     same = True
     for result in results:
-        again = rescore(result)["metrics"]
+        again = rescore(result, PRETRAINED / result["config"])
         for name, published in result["pretrained"].items():
             agrees = abs(again[name] - published) <= TOLERANCE
             same &= agrees

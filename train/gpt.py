@@ -213,11 +213,12 @@ def main(argv=None):
     run = report.run_metrics(
         "gpt", config_name, args, metrics, describe(dataset), trainer.stopwatch.seconds
     )
-    if not args.evaluate_only and trainer.is_world_process_zero():
-        write_report(output_dir, run, trainer, tokenizer, data_args)
-    print(f"validation loss: {metrics[SCORE]:.4f} nats per character")
-    if args.publish:
-        publish(args)
+    if trainer.is_world_process_zero():
+        if not args.evaluate_only:
+            write_report(output_dir, run, trainer, tokenizer, data_args)
+        print(f"validation loss: {metrics[SCORE]:.4f} nats per character")
+        if args.publish:
+            publish(args)
     return run
 
 
@@ -244,6 +245,9 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
             "bits_per_character": "the same in bits",
         },
         usage=USAGE,
+        datasets=["karpathy/tiny_shakespeare"]
+        if run["data"]["name"] == "tinyshakespeare"
+        else None,
         tags=["gpt", "text-generation"],
         sections={
             "": f"A GPT of {model.num_parameters():,} parameters: "

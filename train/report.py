@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import date
@@ -48,10 +49,20 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """The command that made this run."""
+    """The command that made this run, as it is published: no token, no folders of this machine."""
     script = Path(sys.argv[0])
     launched = "accelerate launch -q" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
-    return " ".join([launched, f"{script.parent.name}/{script.name}", *sys.argv[1:]])
+    shown, secret = [f"{script.parent.name}/{script.name}"], False
+    for argument in sys.argv[1:]:
+        flag, equals, value = argument.partition("=")
+        if not argument.startswith("--"):
+            flag, equals, value = "", "", argument
+        if secret or flag.replace("-", "_") == "__hub_token":
+            secret = not secret and not equals  # the token itself may be the next argument
+            continue
+        name = Path(value).name if Path(value).is_absolute() else value
+        shown.append(f"{flag}{equals}{name}")
+    return " ".join(f"{launched} {shlex.join(shown)}".split())
 
 
 def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, seconds: float):
@@ -114,6 +125,7 @@ def write_card(
     usage: str,
     tags: list[str],
     base_model: str | None = None,
+    datasets: list[str] | None = None,
 ) -> None:
     """The model card: README.md with the front matter that the Hub reads.
 
@@ -122,6 +134,7 @@ def write_card(
         scores: name in `run["metrics"]` -> what it is called; the first is the score.
         sections: heading -> Markdown, in this order; one without a heading stands first.
         usage: Python that loads and uses the model.
+        base_model, datasets: names on the Hub, where there are any.
     """
     results = [
         EvalResult(
@@ -142,6 +155,7 @@ def write_card(
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         base_model=base_model,
+        datasets=datasets,
         tags=["groundup", *tags],
         model_name=title,
         eval_results=results,
