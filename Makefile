@@ -7,13 +7,14 @@ VENV ?= .venv
 ROW ?= gpt
 BIN := $(VENV)/bin
 
-.PHONY: help gpt test lint format results verify bench clean
+.PHONY: help gpt test lint format results verify bench space spaces clean
 
 help:
 	@echo "make gpt            train Tiny GPT on Shakespeare and print what it writes"
 	@echo "make test           run all tests"
 	@echo "make lint           check style; make format mends it"
 	@echo "make verify ROW=gpt score the models in pretrained/ again"
+	@echo "make space ROW=gpt  open a model's demo in the browser"
 	@echo "make bench ROW=gpt  measure a model beside its peers"
 	@echo "make results        write the table of the README from results/"
 
@@ -49,6 +50,13 @@ verify: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/$(ROW).py
+
+space: $(VENV)/.installed
+	$(BIN)/python spaces/$(ROW)/app.py
+
+# A Space is uploaded by itself, so each has its own copy of what they share.
+spaces:
+	for app in spaces/*/app.py; do cp spaces/space.py "$$(dirname "$$app")/"; done
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
