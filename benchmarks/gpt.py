@@ -165,7 +165,7 @@ def main() -> None:
         "share_of_that_in_training": 6 * matrices * train_speed["groundup"] / limit,
         "profile_of_forward_and_backward": profile_step(ours),
         "hardware": report.hardware(),
-        "commit": report.commit(),
+        "commit": report.COMMIT,
     }
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

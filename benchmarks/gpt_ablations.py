@@ -57,7 +57,7 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    content = {"seconds": args.seconds, "hardware": report.hardware(), "commit": report.commit()}
+    content = {"seconds": args.seconds, "hardware": report.hardware(), "commit": report.COMMIT}
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

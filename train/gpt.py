@@ -35,7 +35,7 @@ SAMPLE_TOKENS = 300
 USAGE = """from transformers import pipeline
 
 write = pipeline("text-generation", "path/to/this/folder", trust_remote_code=True)
-print(write("ROMEO:", max_new_tokens=200, do_sample=True, temperature=0.8)[0]["generated_text"])"""
+print(write("ROMEO:", max_new_tokens=100, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 ModelArguments = recipe.model_arguments(GPTConfig, leave_out=["vocab_size"])
 
 
@@ -120,27 +120,34 @@ class Sample(TrainerCallback):
             tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
 
 
-@torch.no_grad()
 def write_on(model, tokenizer, prompt: str, seed: int, tokens: int = SAMPLE_TOKENS) -> str:
-    """A sample of the model's text, which leaves the run's random numbers alone."""
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt).input_ids]])
-    room = model.config.max_position_embeddings - ids.shape[1]
+    """A sample of the model's text, which leaves the run's random numbers alone.
+
+    The model has learned its context's length and no more: when that is full, it goes on from the
+    last half.
+    """
+    context = model.config.max_position_embeddings
+    ids = [tokenizer.bos_token_id, *tokenizer(prompt).input_ids]
+    end = len(ids) + tokens
     was_training = model.training
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        output = model.generate(
-            ids.to(model.device),
-            attention_mask=torch.ones_like(ids).to(model.device),
-            max_new_tokens=min(tokens, room),
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
-            eos_token_id=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        while len(ids) < end:
+            window = torch.tensor([ids if len(ids) < context else ids[-(context // 2) :]])
+            output = model.generate(
+                window.to(model.device),
+                attention_mask=torch.ones_like(window).to(model.device),
+                max_new_tokens=min(end - len(ids), context - window.shape[1]),
+                do_sample=True,
+                temperature=0.8,
+                top_k=50,
+                eos_token_id=None,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            ids += output[0, window.shape[1] :].tolist()
     model.train(was_training)
-    return tokenizer.decode(output[0], skip_special_tokens=True)
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @recipe.one_line_errors
@@ -229,8 +236,7 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
     report.plot_loss(
         trainer.state.log_history,
         output_dir / "figures" / "loss.png",
-        ylabel="nats per token (training), per character (validation)",
-        score=f"eval_{SCORE}",
+        {"loss": "training, nats per token", f"eval_{SCORE}": "validation, nats per character"},
     )
     samples = [write_on(model, tokenizer, data_args.prompt, seed) for seed in (1, 2)]
     config = model.config

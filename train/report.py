@@ -48,6 +48,9 @@ def commit() -> str | None:
     return head.decode().strip()[:12] + ("-dirty" if changes.strip() else "")
 
 
+COMMIT = commit()  # when the run starts: the code may change before it ends
+
+
 def command() -> str:
     """The command that made this run, as it is published: no token, no folders of this machine."""
     script = Path(sys.argv[0])
@@ -77,24 +80,25 @@ def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, s
         "peak_memory_bytes": peak_memory_bytes(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "commit": commit(),
+        "commit": COMMIT,
         "command": command(),
     }
 
 
-def plot_loss(history: list[dict], path: Path, ylabel: str, score: str) -> None:
-    """The loss in training and, where it was measured, the score, over the updates."""
+def plot_loss(history: list[dict], path: Path, lines: dict[str, str]) -> None:
+    """Losses over the updates: key in Trainer's log -> what it is called."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for key, label, style in (("loss", "training batches", "-"), (score, "validation", "o-")):
-        points = [(x["step"], x[key]) for x in history if key in x]
+    for key, label in lines.items():
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="updates", ylabel=ylabel)
+            marker = "o-" if key.startswith("eval_") else "-"
+            axes.plot(*zip(*points, strict=True), marker, label=label, markersize=4)
+    axes.set(xlabel="updates", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(exist_ok=True)
