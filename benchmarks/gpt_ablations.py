@@ -15,7 +15,7 @@ from pathlib import Path
 from groundup.train import gpt, report
 
 OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "gpt_ablations.json"
-PROBE_UPDATES = 20
+PROBE_UPDATES = 30
 # A sub-word is worth two to three characters: half the tokens see about as much text.
 SUBWORDS = ["--max_position_embeddings=64", "--per_device_train_batch_size=64"]
 VARIANTS = {
@@ -26,7 +26,8 @@ VARIANTS = {
     "byte-level BPE, 512 tokens": ["--tokenizer=bpe", "--tokenizer_vocab_size=512", *SUBWORDS],
     "Unigram, 512 tokens": ["--tokenizer=unigram", "--tokenizer_vocab_size=512", *SUBWORDS],
     "byte-level BPE, 2048 tokens": ["--tokenizer=bpe", "--tokenizer_vocab_size=2048", *SUBWORDS],
-    "AdamW in place of Muon": ["--muon_learning_rate=0", "--learning_rate=0.003"],
+    "AdamW in place of Muon, rate 0.003": ["--muon_learning_rate=0", "--learning_rate=0.003"],
+    "AdamW in place of Muon, rate 0.001": ["--muon_learning_rate=0", "--learning_rate=0.001"],
 }
 
 
@@ -51,15 +52,21 @@ def main() -> None:
         rows.append(
             {
                 "variant": name,
-                "nats_per_character": run["metrics"]["nats_per_character"],
+                "score": run["metrics"][gpt.SCORE],
                 "updates": updates,
                 "train_seconds": run["train_seconds"],
             }
         )
         print(rows[-1])
-    content = {"seconds": args.seconds, "hardware": report.hardware(), "commit": report.COMMIT}
+    content = {
+        "metric": gpt.SCORE,
+        "seconds": args.seconds,
+        "rows": rows,
+        "hardware": report.hardware(),
+        "commit": report.COMMIT,
+    }
     OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def publish(folders: list[Path]) -> None:
         export = Path(staging) / result["config"]
         left_out = shutil.ignore_patterns("checkpoint-*", "settings.json", ".*")
         shutil.copytree(folders[0], export, ignore=left_out)
+        add_ablations(export / "README.md", result["config"])
         round_weights(export)
         exact, rounded = runs[0]["metrics"][score], rescore(result, export)[score]
         if abs(rounded - exact) > TOLERANCE:
@@ -82,6 +83,29 @@ def publish(folders: list[Path]) -> None:
     text = json.dumps(result, indent=1) + "\n"
     (RESULTS / f"{result['config']}.json").write_text(text, encoding="utf-8")
     print(f"wrote {RESULTS / result['config']}.json and {model}")
+
+
+def add_ablations(card: Path, config: str) -> None:
+    """Adds to a card what the choices are worth, where `benchmarks/<config>_ablations.py` said."""
+    path = RESULTS / "benchmarks" / f"{config}_ablations.json"
+    if not path.exists():
+        return
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        f"| {row['variant']} | {row['score']:.3f} | {row['updates']} |" for row in measured["rows"]
+    ]
+    section = [
+        "## What the choices are worth",
+        "",
+        f"One thing changed at a time, {measured['seconds']:.0f} s of training each, one seed:",
+        "",
+        f"| | {measured['metric']} | updates |",
+        "|---|---|---|",
+        *rows,
+    ]
+    text = card.read_text(encoding="utf-8")
+    body, footer = text.rsplit("\n---\n", 1)
+    card.write_text("\n".join([body, *section, "", "---", footer.lstrip("\n")]), encoding="utf-8")
 
 
 def round_weights(folder: Path) -> None:

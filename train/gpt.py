@@ -7,7 +7,6 @@
     accelerate launch -q train/gpt.py --evaluate_only                # score the model in runs/gpt
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -265,27 +264,11 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
             "Samples": "\n\n".join(f"```text\n{sample.strip()}\n```" for sample in samples),
             "Training": "![loss](figures/loss.png)\n\nThe loss is taken over the whole validation "
             "split, in blocks of the model's context, each character scored once.",
-            **ablations(run["config"]),
             "What it is not good for": "It has read one small text and knows nothing else: no "
             "facts, no instructions, no other language or style. It is a model to learn from.",
         },
     )
     report.finish(output_dir, run)
-
-
-def ablations(config_name: str) -> dict[str, str]:
-    """The card's section on what the choices are worth, where `benchmarks/` has measured it."""
-    path = Path(__file__).parent.parent / "results" / "benchmarks" / f"{config_name}_ablations.json"
-    if not path.exists():
-        return {}
-    measured = json.loads(path.read_text(encoding="utf-8"))
-    rows = ["| | nats per character | updates |", "|---|---|---|"]
-    rows += [
-        f"| {row['variant']} | {row['nats_per_character']:.3f} | {row['updates']} |"
-        for row in measured["rows"]
-    ]
-    text = f"One thing changed at a time, {measured['seconds']:.0f} s of training each, one seed:"
-    return {"What the choices are worth": "\n".join([text, "", *rows])}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""The models in `pretrained/` give the scores that `results/` says, on the real data."""
+
+import os
+
+import pytest
+
+from groundup import results
+
+PUBLISHED = [result for result in results.read_results() if "pretrained" in result]
+
+
+@pytest.mark.skipif(
+    "GROUNDUP_DATA" not in os.environ,
+    reason="needs the real data: set GROUNDUP_DATA to the folder that holds it",
+)
+@pytest.mark.parametrize("result", PUBLISHED, ids=[result["config"] for result in PUBLISHED])
+def test_a_published_score_can_be_had_again(result):
+    folder = results.PRETRAINED / result["config"]
+    again = results.rescore(result, folder)
+    for name, published in result["pretrained"].items():
+        assert again[name] == pytest.approx(published, abs=results.TOLERANCE)
+
+
+def test_pretrained_models_are_small_and_hold_no_pickle():
+    sizes = {}
+    for folder in (p for p in results.PRETRAINED.iterdir() if p.is_dir()):
+        files = [p for p in folder.rglob("*") if p.is_file()]
+        sizes[folder.name] = sum(p.stat().st_size for p in files) / 2**20
+        assert not [p.name for p in files if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}]
+        assert (folder / "README.md").is_file()
+    assert all(size <= 10 for size in sizes.values()), sizes  # MiB
+    assert sum(sizes.values()) <= 150
