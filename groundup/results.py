@@ -36,9 +36,17 @@ def summarise(runs: list[dict]) -> dict:
         ValueError: the runs are of more than one config, data or commit, or two have one seed.
     """
     first = runs[0]
-    for key in ("system", "config", "data", "commit", "versions"):
+    for key in ("system", "config", "data", "commit", "versions", "hardware"):
         if any(run[key] != first[key] for run in runs):
             raise ValueError(f"the runs differ in {key}: {[run[key] for run in runs]}")
+    if not first["commit"] or first["commit"].endswith("-dirty"):
+        raise ValueError(
+            f"the runs are of no commit ({first['commit']}): commit the code, then run"
+        )
+    others = [flag for run in runs for flag in run["command"].split() if flag.startswith("--")]
+    others = {flag.partition("=")[0] for flag in others} - {"--seed", "--output_dir", "--config"}
+    if others:
+        raise ValueError(f"the runs have settings that are not in their config: {sorted(others)}")
     seeds = [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"two runs have the same seed: {seeds}")
@@ -64,20 +72,32 @@ def publish(folders: list[Path]) -> None:
     """
     runs = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
     result = summarise(runs)
+    bar_of(result["config"])  # a clear error now, rather than when half is written
     score = next(iter(result["metrics"]))
     model = PRETRAINED / result["config"]
     with tempfile.TemporaryDirectory(dir=PRETRAINED) as staging:
         export = Path(staging) / result["config"]
         left_out = shutil.ignore_patterns("checkpoint-*", "settings.json", ".*")
         shutil.copytree(folders[0], export, ignore=left_out)
-        add_ablations(export / "README.md", result["config"])
         round_weights(export)
-        exact, rounded = runs[0]["metrics"][score], rescore(result, export)[score]
-        if abs(rounded - exact) > TOLERANCE:
-            print(f"bf16 weights change {score} from {exact} to {rounded}: keeping fp32")
+        again, note = rescore(result, export), "Its weights are rounded to bf16"
+        if abs(again[score] - runs[0]["metrics"][score]) > TOLERANCE:
+            note = "Its weights are kept in fp32, since bf16 changes the score"
             for name in ("model.safetensors", "config.json"):
                 shutil.copy(folders[0] / name, export)
-        result["pretrained"] = {score: rescore(result, export)[score]}
+            again = rescore(result, export)
+        result["pretrained"] = again
+        scored = json.dumps({**runs[0], "metrics": again}, indent=1) + "\n"
+        (export / "metrics.json").write_text(scored, encoding="utf-8")
+        seeds = f"mean of {len(runs)} seeds: {result['metrics'][score]['mean']:.4f}"
+        add_to_card(
+            export / "README.md",
+            [
+                f"{note}; scored again: {score} {again[score]:.4f} ({seeds}).",
+                "",
+                *ablations(result["config"]),
+            ],
+        )
         shutil.rmtree(model, ignore_errors=True)
         export.rename(model)
     text = json.dumps(result, indent=1) + "\n"
@@ -85,27 +105,31 @@ def publish(folders: list[Path]) -> None:
     print(f"wrote {RESULTS / result['config']}.json and {model}")
 
 
-def add_ablations(card: Path, config: str) -> None:
-    """Adds to a card what the choices are worth, where `benchmarks/<config>_ablations.py` said."""
+def add_to_card(card: Path, lines: list[str]) -> None:
+    """Adds lines to the end of a card, before its footer."""
+    body, footer = card.read_text(encoding="utf-8").rsplit("\n---\n", 1)
+    text = "\n".join([body, *lines, "", "---", footer])
+    card.write_text(text, encoding="utf-8")
+
+
+def ablations(config: str) -> list[str]:
+    """A card's section on what the choices are worth, where `benchmarks/` has measured it."""
     path = RESULTS / "benchmarks" / f"{config}_ablations.json"
     if not path.exists():
-        return
+        return []
     measured = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        f"| {row['variant']} | {row['score']:.3f} | {row['updates']} |" for row in measured["rows"]
-    ]
-    section = [
+    return [
         "## What the choices are worth",
         "",
         f"One thing changed at a time, {measured['seconds']:.0f} s of training each, one seed:",
         "",
         f"| | {measured['metric']} | updates |",
         "|---|---|---|",
-        *rows,
+        *(
+            f"| {row['variant']} | {row['score']:.3f} | {row['updates']} |"
+            for row in measured["rows"]
+        ),
     ]
-    text = card.read_text(encoding="utf-8")
-    body, footer = text.rsplit("\n---\n", 1)
-    card.write_text("\n".join([body, *section, "", "---", footer.lstrip("\n")]), encoding="utf-8")
 
 
 def round_weights(folder: Path) -> None:
@@ -117,11 +141,21 @@ def round_weights(folder: Path) -> None:
 
 
 def rescore(result: dict, folder: Path) -> dict[str, float]:
-    """The metrics of the model in a folder, measured by its row's own script."""
+    """The metrics of the model in a folder, measured by its row's own script on the same data.
+
+    Raises:
+        ValueError: the data that is found here is not what the published score was measured on.
+    """
     script = importlib.import_module(f"groundup.train.{result['system']}")
     config = ROOT / "configs" / f"{result['config']}.yaml"
     flags = ["--config", str(config), "--evaluate_only", "--output_dir", str(folder)]
-    return script.main(flags)["metrics"]
+    run = script.main(flags)
+    if run["data"]["fingerprint"] != result["data"]["fingerprint"]:
+        raise ValueError(
+            f"{result['config']} was scored on {result['data']['name']}, but what is here is "
+            f"{run['data']['name']} ({run['data']['source']}): set GROUNDUP_DATA, or use the Hub"
+        )
+    return run["metrics"]
 
 
 def verify(row: str) -> bool:
@@ -145,21 +179,26 @@ def read_results() -> list[dict]:
     return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
 
 
-def table(results: list[dict]) -> str:
-    """The README's table, in Markdown; bars and anchors come from `results/bars.yaml`.
+def bar_of(config: str) -> dict:
+    """What a run has to reach, and what it stands beside, from `results/bars.yaml`.
 
     Raises:
-        ValueError: a result has no bar.
+        ValueError: there is no entry for it.
     """
     bars = yaml.safe_load((RESULTS / "bars.yaml").read_text(encoding="utf-8"))
+    if config not in bars:
+        raise ValueError(f"{RESULTS / 'bars.yaml'} has no entry for {config}")
+    return bars[config]
+
+
+def table(results: list[dict]) -> str:
+    """The README's table, in Markdown."""
     rows = [
         "| run | data | score | training | memory | bar | anchor |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        bar = bars.get(result["config"])
-        if bar is None:
-            raise ValueError(f"{RESULTS / 'bars.yaml'} has no entry for {result['config']}")
+        bar = bar_of(result["config"])
         metric = result["metrics"][bar["metric"]]
         spread = f" ± {metric['deviation']:.4f}" if metric["deviation"] is not None else ""
         reached = metric["mean"] <= bar["bar"] if bar["lower"] else metric["mean"] >= bar["bar"]

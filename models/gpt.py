@@ -20,6 +20,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -164,11 +165,11 @@ class GPTModel(GPTPreTrainedModel):
 
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         causal_mask = self._causal_mask(
-            inputs_embeds, attention_mask, past_key_values, position_ids
+            inputs_embeds, attention_mask, past_key_values, position_ids, past
         )
         if position_ids is None:
             position_ids = count_positions(inputs_embeds, attention_mask, past)
-        hidden_states, rotation = self._add_positions(inputs_embeds, position_ids, past)
+        hidden_states, rotation = self._add_positions(inputs_embeds, position_ids)
 
         hidden_states = self.dropout(hidden_states)
         for layer in self.layers:
@@ -180,7 +181,7 @@ class GPTModel(GPTPreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
         )
 
-    def _causal_mask(self, inputs_embeds, attention_mask, past_key_values, position_ids):
+    def _causal_mask(self, inputs_embeds, attention_mask, past_key_values, position_ids, past):
         """Who may look where, in the form that the attention implementation wants."""
         alibi = self.config.position_embedding_type == "alibi"
         causal_mask = create_causal_mask(
@@ -192,15 +193,17 @@ class GPTModel(GPTPreTrainedModel):
             allow_is_causal_skip=not alibi,
         )
         if alibi:
-            return alibi_mask(causal_mask, self.config.num_attention_heads, inputs_embeds.dtype)
+            heads, dtype = self.config.num_attention_heads, inputs_embeds.dtype
+            return alibi_mask(causal_mask, heads, past, dtype)
         return causal_mask
 
-    def _add_positions(self, inputs_embeds, position_ids, past):
+    def _add_positions(self, inputs_embeds, position_ids):
         """Tells the stream where each token stands; for rotary, gives (cos, sin) for the heads."""
         kind, dim = self.config.position_embedding_type, self.config.hidden_size
         if kind == "learned":
-            length, limit = past + inputs_embeds.shape[1], self.config.max_position_embeddings
-            if length > limit:
+            limit = self.config.max_position_embeddings
+            if not torch.compiler.is_compiling() and position_ids.max() >= limit:
+                length = int(position_ids.max()) + 1
                 raise ValueError(
                     f"the text has {length} tokens, but the model has learned only {limit} "
                     f"positions; shorten the text or generate fewer tokens"
@@ -239,7 +242,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Scores the next token at each position; arguments as in `GPTModel.forward`, and:
@@ -247,7 +250,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         Args:
             labels: (batch, time), the tokens themselves (they are shifted here, as everywhere in
                 transformers); -100 is left out of the loss.
-            logits_to_keep: scores for the last so many positions only; 0 for all.
+            logits_to_keep: scores for the last so many positions only (0 for all), or for the
+                positions in this tensor.
 
         Returns:
             `loss`: mean of -log p(next token), in nats, where labels were given; `logits` (batch,
@@ -262,7 +266,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -58,6 +58,9 @@ def check_transformer_config(config):
         )
     if config.hidden_act not in ACT2FN:
         raise ValueError(f"hidden_act {config.hidden_act!r} is unknown to transformers' ACT2FN")
+    for name in ("layer_norm_eps", "initializer_range"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
     for name in ("hidden_dropout", "attention_dropout"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be in [0, 1)")
@@ -107,11 +110,14 @@ def alibi_slopes(num_heads: int) -> torch.Tensor:
     return torch.tensor(slopes)
 
 
-def alibi_mask(causal_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+def alibi_mask(
+    causal_mask: torch.Tensor, num_heads: int, past: int, dtype: torch.dtype
+) -> torch.Tensor:
     """Adds ALiBi's penalty, -slope * distance, to a causal mask.
 
     Args:
         causal_mask: (batch, 1, query_length, key_length), boolean (True = look) or additive
+        past: number of keys before the first query
         dtype: of the queries
 
     Returns:
@@ -119,7 +125,8 @@ def alibi_mask(causal_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) ->
     """
     query_length, key_length = causal_mask.shape[-2:]
     positions = torch.arange(key_length, device=causal_mask.device)
-    distance = positions[-query_length:, None] - positions  # (query_length, key_length)
+    queries = past + torch.arange(query_length, device=causal_mask.device)
+    distance = queries[:, None] - positions  # (query_length, key_length)
     bias = -alibi_slopes(num_heads).to(positions.device)[:, None, None] * distance
     if causal_mask.dtype == torch.bool:
         # The lowest finite number, not -inf: a row of padding looks nowhere, and stays finite.
@@ -135,8 +142,8 @@ def eager_attention_forward(
 ):
     """softmax(Q K^T / sqrt(head_dim) + mask) V, as four plain operations.
 
-    In bf16 on a CPU this trains 3 to 5 times faster than PyTorch's fused kernel for blocks of up to
-    256 tokens (`benchmarks/gpt.py`); elsewhere, and for long blocks, prefer "sdpa".
+    In bf16 on a CPU and for short blocks, PyTorch's fused kernel is slower: GPT-2 trains 1.25 times
+    as fast with this in its place (`benchmarks/gpt.py`). Elsewhere, take "sdpa".
 
     Args:
         query: (batch, heads, query_length, head_dim)
@@ -149,7 +156,10 @@ def eager_attention_forward(
     """
     scores = torch.matmul(query * scaling, key.transpose(-1, -2))
     if attention_mask is not None:
-        scores = scores + attention_mask.to(scores.dtype)
+        # Clamped first: fp32's lowest number rounds to -inf in bf16, and a row of padding, which
+        # looks nowhere, would be NaN.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores + attention_mask.clamp(min=lowest).to(scores.dtype)
     weights = nn.functional.softmax(scores, dim=-1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     output = torch.matmul(weights, value)  # (batch, heads, query_length, head_dim)
@@ -185,7 +195,8 @@ class Attention(nn.Module):
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         # each (batch, heads, time, head_dim)
         if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
+            # Under autocast the angles are fp32: what is rotated keeps its own dtype.
+            query, key = (rotate(x, *rotation).to(x.dtype) for x in (query, key))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
             # key, value: (batch, heads, past + time, head_dim)

@@ -318,8 +318,8 @@ def test_alibi_mask_takes_both_kinds_of_mask(dtype):
     allowed = torch.ones(4, 6).tril(2).bool()
     allowed[0] = False
     additive = torch.zeros(4, 6, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-    one = alibi_mask(allowed[None, None], 2, dtype)
-    other = alibi_mask(additive[None, None], 2, dtype)
+    one = alibi_mask(allowed[None, None], 2, 2, dtype)
+    other = alibi_mask(additive[None, None], 2, 2, dtype)
     assert one.shape == (1, 2, 4, 6) and one.dtype == other.dtype == dtype
     assert one.isfinite().all() and torch.equal(one, other)
     assert one[0, 0, 3, 5] == 0 and one[0, 0, 3, 3] == -2 * 2**-4  # two steps back, first slope
@@ -423,3 +423,48 @@ def test_new_weights_are_drawn_as_in_gpt2():
             writes = name.endswith(("o_proj.weight", "down_proj.weight"))
             expected = 0.02 / 16**0.5 if writes else 0.02
             assert parameter.std().item() == pytest.approx(expected, rel=0.03), name
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi"])
+def test_padded_rows_stay_finite_under_autocast(implementation, positions):
+    """fp32's lowest number, the mask of padding, is -inf in bf16: a row of it would be NaN."""
+    config = GPTConfig(
+        vocab_size=17,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        position_embedding_type=positions,
+        attn_implementation=implementation,
+    )
+    torch.manual_seed(0)
+    model = GPTForCausalLM(config).eval()
+    ids = torch.randint(17, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+        single = model(ids[:1, 4:]).logits
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits[0, 4:], single[0], atol=2e-2, rtol=0)
+
+
+def test_logits_are_kept_where_a_tensor_says():
+    torch.manual_seed(0)
+    model = GPTForCausalLM(GPTConfig(vocab_size=17, hidden_size=16, num_attention_heads=2)).eval()
+    ids = torch.randint(17, (2, 9))
+    kept = model(ids, logits_to_keep=torch.tensor([1, 5])).logits
+    torch.testing.assert_close(kept, model(ids).logits[:, [1, 5]])
+
+
+def test_packed_texts_may_be_longer_together_than_the_learned_positions():
+    """Two texts in one row, each from position 0: as each alone."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=17, hidden_size=16, num_attention_heads=2, max_position_embeddings=8
+    )
+    model = GPTForCausalLM(config).eval()
+    ids = torch.randint(17, (1, 12))
+    packed = model(ids, position_ids=torch.arange(6).repeat(2)[None], use_cache=False).logits
+    alone = model(ids.view(2, 6)).logits
+    torch.testing.assert_close(packed.view(2, 6, -1), alone, atol=1e-5, rtol=0)

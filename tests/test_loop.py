@@ -198,7 +198,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(stopped, tmp_path, name):
     trace = tmp_path / "code was run"
     torch.save(Malicious(trace), stopped / "checkpoint-6" / name)
     with pytest.raises(pickle.UnpicklingError):
-        load_state(stopped / "checkpoint-6", Toy().stateful)
+        load_state(stopped / "checkpoint-6", Toy().stateful, 0)
     assert not trace.exists()
     torch.load(stopped / "checkpoint-6" / name, weights_only=False)
     assert trace.exists()  # it is code indeed

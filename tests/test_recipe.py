@@ -282,7 +282,7 @@ def test_metrics_json_says_it_all(finished):
     run = json.loads((finished / "metrics.json").read_text())
     assert set(run) == {
         *("system", "config", "metrics", "data", "seed", "train_seconds", "peak_memory_bytes"),
-        *("hardware", "versions", "commit", "command"),
+        *("hardware", "versions", "commit", "command", "processes"),
     }
     assert (run["system"], run["config"], run["seed"]) == ("gpt", "tiny", 0)
     assert set(run["data"]) == {"name", "source", "license", "fingerprint"}
@@ -301,7 +301,7 @@ def test_the_card_can_be_read_by_the_hub(finished):
     front = card.data.to_dict()
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == "text-generation"
-    assert front["license"] == "apache-2.0"
+    assert "license" not in front and "language" not in front  # nobody knows, of a text like this
     (entry,) = front["model-index"]
     run = json.loads((finished / "metrics.json").read_text())
     score = entry["results"][0]["metrics"][0]

@@ -76,7 +76,7 @@ def make_tokenizer(arguments: DataArguments, texts: list[str]):
 def load_tokenizer(source: str):
     """A saved tokenizer, from a folder or the Hub."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no tokenizer at {source}; give a folder or Hub name that holds one, "
@@ -103,7 +103,7 @@ def block_losses(logits, labels):
     logits = logits[0] if isinstance(logits, tuple) else logits
     logits, labels = logits[:, :-1].float(), labels[:, 1:]  # predictions of the next token
     nats = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
-    return torch.stack((nats.double().sum(1), (labels != -100).sum(1).double()), dim=1)
+    return torch.stack((nats.sum(1), (labels != -100).sum(1).float()), dim=1)
 
 
 class Sample(TrainerCallback):
@@ -157,14 +157,22 @@ def main(argv=None):
         argv, "gpt", DataArguments, ModelArguments, description="Trains a GPT."
     )
     output_dir = Path(args.output_dir)
-    checkpoint = None
-    if not args.evaluate_only:
-        settings = recipe.settings_of(args, data_args, model_args)
-        checkpoint = recipe.prepare_folder(args, settings)
+    if args.max_steps < 1:
+        raise ValueError(
+            "set --max_steps, how many updates to make: blocks overlap, so that a "
+            "pass over all of them would be hundreds of passes over the text"
+        )
+    if args.evaluate_only and not (output_dir / "config.json").is_file():
+        raise ValueError(f"{output_dir} holds no model to score; train one first")
     set_seed(args.seed)
 
     # 2. Data
     dataset = load_data(data_args)
+    data = describe(dataset)
+    checkpoint = None
+    if not args.evaluate_only:
+        settings = recipe.settings_of(args, data_args, model_args, data=data)
+        checkpoint = recipe.prepare_folder(args, settings)
     texts = {name: split["text"] for name, split in dataset.items()}
     if args.evaluate_only:
         tokenizer = load_tokenizer(str(output_dir))
@@ -172,7 +180,7 @@ def main(argv=None):
         tokenizer = make_tokenizer(data_args, texts["train"])
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
     print(
-        f"{describe(dataset)['source']}: {len(tokens['train']):,} tokens to train on, "
+        f"{data['source']}: {len(tokens['train']):,} tokens to train on, "
         f"{len(tokens['validation']):,} to validate; vocabulary {len(tokenizer):,}"
     )
 
@@ -216,9 +224,7 @@ def main(argv=None):
 
     # 5. Report
     metrics = {k: scores[k] for k in (SCORE, "bits_per_character", "nats_per_token")}
-    run = report.run_metrics(
-        "gpt", config_name, args, metrics, describe(dataset), trainer.stopwatch.seconds
-    )
+    run = report.run_metrics("gpt", config_name, args, metrics, data, trainer.stopwatch.seconds)
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
             write_report(output_dir, run, trainer, tokenizer, data_args)
@@ -239,10 +245,13 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
     )
     samples = [write_on(model, tokenizer, data_args.prompt, seed) for seed in (1, 2)]
     config = model.config
+    shakespeare = data_args.text is None  # of a text of the user's own we know nothing
     report.write_card(
         output_dir,
         run,
-        title=f"{run['config']}: a small GPT",
+        title=f"{output_dir.name}: a small GPT",
+        language="en" if shakespeare else None,
+        license="apache-2.0" if shakespeare else None,
         pipeline_tag="text-generation",
         task_name="Language modelling",
         scores={
@@ -250,9 +259,7 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
             "bits_per_character": "the same in bits",
         },
         usage=USAGE,
-        datasets=["karpathy/tiny_shakespeare"]
-        if run["data"]["name"] == "tinyshakespeare"
-        else None,
+        datasets=["karpathy/tiny_shakespeare"] if shakespeare else None,
         tags=["gpt", "text-generation"],
         sections={
             "": f"A GPT of {model.num_parameters():,} parameters: "

@@ -57,12 +57,17 @@ def train_loop(
     """
     if args.max_steps < 1:
         raise ValueError("set --max_steps: how many updates to make")
+    for name in ("logging_steps", "save_steps", "eval_steps"):
+        if 0 < (getattr(args, name) or 1) < 1:
+            raise ValueError(f"--{name} counts updates here; it cannot be a share of them")
     begin(args)
     # The log, and the sums of the `count` updates since its last entry.
     history, sums, count = [], {}, 0
     stopwatch, first = Stopwatch(), 0
     if checkpoint is not None:
-        first, (history, sums, count), stopwatch.seconds = load_state(checkpoint, stateful)
+        first, (history, sums, count), stopwatch.seconds = load_state(
+            checkpoint, stateful, accelerator.process_index
+        )
         accelerator.print(f"resuming from {checkpoint}")
 
     bar = tqdm(total=args.max_steps, initial=first, disable=args.disable_tqdm)
@@ -109,16 +114,15 @@ def save_state(accelerator, output_dir: Path, stateful, step: int, log, seconds)
     accelerator.wait_for_everyone()
 
 
-def load_state(checkpoint: Path, stateful) -> tuple[int, list, float]:
+def load_state(checkpoint: Path, stateful, process_index: int) -> tuple[int, list, float]:
     """Fills the objects from a checkpoint: (step, log, seconds of optimisation).
 
     Tensors and plain containers only: no pickled code is run.
     """
-    content = torch.load(checkpoint / STATE, weights_only=True)
+    content = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     for name, thing in stateful.items():
         thing.load_state_dict(content[name])
-    index = Accelerator().process_index
-    states = torch.load(checkpoint / f"random_{index}.pt", weights_only=True)
+    states = torch.load(checkpoint / f"random_{process_index}.pt", weights_only=True)
     python_state = states["python"]
     random.setstate((python_state[0], tuple(python_state[1]), python_state[2]))
     name, keys, *rest = states["numpy"]

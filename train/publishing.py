@@ -30,7 +30,7 @@ def publish(args: TrainingArguments) -> None:
             commit_message="Publish the run",
             ignore_patterns=PRIVATE,
         )
-    except HUB_ERRORS as error:
+    except (*HUB_ERRORS, RuntimeError) as error:  # the client's own, where a file does not arrive
         raise ValueError(
             f"the Hub did not take {args.hub_model_id} ({' '.join(str(error).split())[:200]}); "
             f"the run in {folder} is complete: the same command again publishes it"

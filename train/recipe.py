@@ -6,7 +6,6 @@ absent; the same command again resumes from the newest. When it is done, the fol
 """
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -57,6 +56,12 @@ class RunArguments(TrainingArguments):
     use_cache: bool = field(default=True, metadata={"help": "Saved models generate with a cache."})
 
     def __post_init__(self):
+        for name in ("load_best_model_at_end", "resume_from_checkpoint", "save_only_model"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"--{name} is not for this project: a run ends with its last weights, and "
+                    f"resumes by itself from its newest whole checkpoint"
+                )
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs to know where to: --hub_model_id user/name")
         # Publishing is `publishing.publish`: one commit of a whole folder, rather than Trainer's.
@@ -74,7 +79,7 @@ SHOWN = {
     "learning_rate": "The highest rate, after warm-up.",
     "lr_scheduler_type": "Shape of the rate after warm-up: cosine, linear, constant, ...",
     "warmup_steps": "Updates (or, below 1, the share of them) until the rate is at its highest.",
-    "weight_decay": "Decoupled weight decay; not for norms and biases.",
+    "weight_decay": "Decoupled weight decay; not for norms, biases (Muon: hidden matrices only).",
     "max_grad_norm": "Longer gradients are clipped to this.",
     "per_device_train_batch_size": "Examples per process and step.",
     "gradient_accumulation_steps": "Steps that share one update.",
@@ -233,9 +238,14 @@ def set_threads() -> None:
     `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle (a bf16
     product falls from 371 to 204 GFLOP/s on two cores).
     """
-    with contextlib.suppress(AttributeError):  # macOS has no affinity: leave torch's own choice
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def cores() -> int:
+    """The cores that this process may use: its affinity, or all where there is none (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def one_line_errors(main):
@@ -248,6 +258,7 @@ def one_line_errors(main):
         except (ValueError, OSError, SafetensorError) as error:
             if os.environ.get("GROUNDUP_DEBUG"):
                 traceback.print_exc()
+            # All on one line; GROUNDUP_DEBUG=1 shows where it comes from.
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from error
 
@@ -260,14 +271,19 @@ def one_line_errors(main):
 def put_in_place(staging: Path, path: Path) -> None:
     """Renames a finished folder, so that `path` holds all of its files or does not exist.
 
-    The files are forced to the disk before: a power cut finds the old state or the new one.
+    The files are forced to the disk before, and an older folder of this name goes only after.
     """
     for file in staging.rglob("*"):
         if file.is_file():
             _flush(file)
-    shutil.rmtree(path, ignore_errors=True)
+    _flush(staging)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
     staging.rename(path)
     _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -339,8 +355,8 @@ def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
     """Looks at what `output_dir` holds before a run, and gives the checkpoint to resume from.
 
     A finished run ends the program (exit status 0), once it is published where that is asked for. A
-    run that was begun with other settings is not mixed with this one. Nothing changes here yet:
-    that is for `begin`, once it is clear that this run's data and model can be had.
+    run that was begun with other settings is not mixed with this one. No run changes here yet: that
+    is for `begin`, once it is clear that this one's data and model can be had.
 
     Raises:
         ValueError: the folder holds a run with other settings, or what is no run at all.
@@ -355,22 +371,32 @@ def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
         raise ValueError(f"{folder} holds files that are no run; choose another --output_dir")
     if args.overwrite:
         return None
+    changed = _changed(begun, settings) if finished.exists() or _has_checkpoints(folder) else ""
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({changed}); give the same ones to go on "
+            f"with it, --overwrite to start anew, or another --output_dir"
+        )
     if finished.exists():
         if args.process_index == 0:
             print(f"{folder} holds a finished run; --overwrite starts anew")
             if args.publish:
                 publish(args)
         raise SystemExit(0)
-    if begun.exists() and any(folder.glob("checkpoint-*")):
-        before = json.loads(begun.read_text(encoding="utf-8"))
-        changed = sorted(k for k in settings | before if settings.get(k) != before.get(k))
-        if changed:
-            was = ", ".join(f"{k} was {before.get(k)}, is {settings.get(k)}" for k in changed)
-            raise ValueError(
-                f"{folder} holds an unfinished run with other settings ({was}); give the same "
-                f"ones to resume it, --overwrite to start anew, or another --output_dir"
-            )
     return find_checkpoint(folder)
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any(folder.glob("checkpoint-*"))
+
+
+def _changed(begun: Path, settings: dict) -> str:
+    """What differs from the settings that a run was begun with, in words; empty if nothing."""
+    if not begun.exists():
+        return ""
+    before = json.loads(begun.read_text(encoding="utf-8"))
+    names = sorted(k for k in settings | before if settings.get(k) != before.get(k))
+    return ", ".join(f"{k} was {before.get(k)}, is {settings.get(k)}" for k in names)
 
 
 def _check_writable(folder: Path) -> None:
@@ -400,21 +426,19 @@ def begin(args: RunArguments) -> None:
             write_whole(folder / "settings.json", json.dumps(args.settings, indent=1))
 
 
-def settings_of(args: RunArguments, *others) -> dict:
+def settings_of(args: RunArguments, *others, data: dict) -> dict:
     """All that makes a run what it is: what a resumed run must have in common with its beginning.
 
-    How often it logs, evaluates, saves and where it is published may change.
+    How often it logs, evaluates, saves, what it is asked for samples and where it is published may
+    change. `data` is what `describe` says of the data: its content counts, not where it lies.
     """
     free = re.compile(
         r"^(log|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir"
-        r"|project|trackio|include_|debug|use_cpu|resume|ddp_|dataloader_(num|pin|pers|pre)|local)"
+        r"|prompt|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_|dataloader_(num|pin|pers|pre)|local)"
     )
-    settings = {"processes": args.world_size}
-    for part in others:
-        settings |= dataclasses.asdict(part)
-    for name, value in args.to_dict().items():
-        if not free.match(name):
-            settings[name] = value
+    settings = {"processes": args.world_size, "data": data["fingerprint"]}
+    for part in (*map(dataclasses.asdict, others), args.to_dict()):
+        settings |= {name: value for name, value in part.items() if not free.match(name)}
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -450,7 +474,10 @@ class RunTrainer(Trainer):
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except RuntimeError as error:  # --report_to names a package that is not installed
+            raise ValueError(str(error)) from error
         self.stopwatch = Stopwatch()
         self.add_callback(self.stopwatch)
         self._staging = None

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from groundup.train.recipe import RunArguments, peak_memory_bytes, put_in_place, write_whole
+from groundup.train.recipe import RunArguments, cores, peak_memory_bytes, put_in_place, write_whole
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")
@@ -26,9 +26,8 @@ def hardware() -> dict:
     if cpuinfo.exists():
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processor": name, "cores": cores, "accelerators": gpus}
+    return {"processor": name, "cores": cores(), "accelerators": gpus}
 
 
 def commit() -> str | None:
@@ -39,6 +38,9 @@ def commit() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     code = ["models", "train", "data_scripts", "configs", "groundup"]
     try:
+        # A checkout of somebody else's, with this package installed in it, is not ours.
+        known = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.check_output(known, stderr=subprocess.DEVNULL)
         head = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=subprocess.DEVNULL)
         changes = subprocess.check_output(
             [*git, "status", "--porcelain", "--", *(f":/{folder}" for folder in code)]
@@ -76,6 +78,7 @@ def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, s
         "metrics": metrics,
         "data": data,
         "seed": args.seed,
+        "processes": args.world_size,
         "train_seconds": round(seconds, 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "hardware": hardware(),
@@ -128,6 +131,8 @@ def write_card(
     sections: dict[str, str],
     usage: str,
     tags: list[str],
+    language: str | None = None,
+    license: str | None = None,
     base_model: str | None = None,
     datasets: list[str] | None = None,
 ) -> None:
@@ -138,6 +143,7 @@ def write_card(
         scores: name in `run["metrics"]` -> what it is called; the first is the score.
         sections: heading -> Markdown, in this order; one without a heading stands first.
         usage: Python that loads and uses the model.
+        language, license: of the model; left out where the data does not tell.
         base_model, datasets: names on the Hub, where there are any.
     """
     results = [
@@ -154,8 +160,8 @@ def write_card(
         for name, label in scores.items()
     ]
     data = ModelCardData(
-        language="en",
-        license="apache-2.0",
+        language=language,
+        license=license,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         base_model=base_model,
