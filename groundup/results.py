@@ -93,6 +93,8 @@ def publish(folders: list[Path]) -> None:
         add_to_card(
             export / "README.md",
             [
+                "## These weights",
+                "",
                 f"{note}; scored again: {score} {again[score]:.4f} ({seeds}).",
                 "",
                 *ablations(result["config"]),

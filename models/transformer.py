@@ -142,7 +142,7 @@ def eager_attention_forward(
 ):
     """softmax(Q K^T / sqrt(head_dim) + mask) V, as four plain operations.
 
-    In bf16 on a CPU and for short blocks, PyTorch's fused kernel is slower: GPT-2 trains 1.25 times
+    In bf16 on a CPU and for short blocks, PyTorch's fused kernel is slower: GPT-2 trains 1.3 times
     as fast with this in its place (`benchmarks/gpt.py`). Elsewhere, take "sdpa".
 
     Args:

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from groundup import results
 from groundup.data_scripts.tokenization import TokenBlocks
 from groundup.train import gpt, recipe, report
 
@@ -425,6 +426,93 @@ def test_a_finished_run_can_be_published(finished, flags, hub, capsys):
     own = {name for name in content(finished) if not name.startswith("checkpoint-")}
     published = {name for name in hub.files("user/finished-run") if not name.startswith(".")}
     assert published == own - {"settings.json"}
+
+
+def test_a_broken_upload_is_one_line_and_the_same_command_completes_it(
+    finished, flags, hub, capsys
+):
+    publishing = flags(finished, "--push_to_hub", "--hub_model_id", "user/broken-upload")
+    hub.cut_next_upload(times=100)
+    assert_refused(capsys, publishing, "user/broken-upload", "the same command again")
+    assert not [name for name in hub.files("user/broken-upload") if name.endswith("safetensors")]
+    hub.heal()
+    with pytest.raises(SystemExit) as stopped:
+        gpt.main(publishing)
+    assert stopped.value.code == 0
+    assert "model.safetensors" in hub.files("user/broken-upload")
+
+
+def test_a_finished_run_is_not_taken_for_another(finished, flags, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("another text than before\n" * 500)
+    before = content(finished)
+    assert_refused(capsys, flags(finished, "--text", str(other)), "other settings", "--overwrite")
+    assert content(finished) == before
+
+
+def test_nothing_to_score_is_said_rather_than_looked_for_on_the_hub(
+    flags, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # "runs/none" could be the name of a repository
+    assert_refused(capsys, flags(Path("runs/none"), "--evaluate_only"), "no model to score")
+
+
+@pytest.mark.parametrize(
+    ("flag", "word"),
+    [
+        ("--max_steps=0", "--max_steps"),
+        ("--load_best_model_at_end=true", "load_best_model_at_end"),
+        ("--save_only_model=true", "save_only_model"),
+        ("--initializer_range=-1", "initializer_range"),
+        ("--report_to=wandb", "wandb"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(flags, tmp_path, flag, word, capsys):
+    assert_refused(capsys, flags(tmp_path / "run", flag), word)
+
+
+def test_runs_become_a_result_and_a_pretrained_model(finished, flags, tmp_path, monkeypatch):
+    """`groundup.results --publish`, on a copy of the folders that it writes to."""
+    config, text = flags(finished)[1], flags(finished)[3]
+    for folder in ("results/benchmarks", "pretrained", "configs"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(config, tmp_path / "configs")
+    (tmp_path / "configs" / "tiny.yaml").open("a").write(f"text: {text}\n")
+    bar = {"metric": "nats_per_character", "lower": True, "bar": 9, "unit": "nats", "anchor": "-"}
+    (tmp_path / "results" / "bars.yaml").write_text(json.dumps({"tiny": bar}))
+    ablations = {
+        "metric": "nats",
+        "seconds": 1,
+        "rows": [{"variant": "v", "score": 1, "updates": 2}],
+    }
+    ablations_path = tmp_path / "results" / "benchmarks" / "tiny_ablations.json"
+    ablations_path.write_text(json.dumps(ablations))
+    for name, folder in (("ROOT", "."), ("RESULTS", "results"), ("PRETRAINED", "pretrained")):
+        monkeypatch.setattr(results, name, tmp_path / folder)
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    measured = json.loads((run / "metrics.json").read_text())
+    measured |= {"commit": "0123456789ab", "command": "python train/gpt.py --seed 0"}
+    (run / "metrics.json").write_text(json.dumps(measured))
+
+    results.publish([run])
+    model = tmp_path / "pretrained" / "tiny"
+    assert load_file(model / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    assert not list(model.glob("checkpoint-*")) and not (model / "settings.json").exists()
+    result = json.loads((tmp_path / "results" / "tiny.json").read_text())
+    score = "nats_per_character"
+    assert result["pretrained"][score] == pytest.approx(measured["metrics"][score], abs=1e-3)
+    stated = json.loads((model / "metrics.json").read_text())["metrics"]
+    assert stated == result["pretrained"]
+    card = (model / "README.md").read_text()
+    assert "rounded to bf16" in card and "| v | 1.000 | 2 |" in card
+    assert "reached" not in results.table([result])
+    assert results.verify("gpt")
+
+    Path(text).with_name("moved.txt").write_text("other words, other score\n" * 400)
+    other = (tmp_path / "configs" / "tiny.yaml").read_text().replace("toy.txt", "moved.txt")
+    (tmp_path / "configs" / "tiny.yaml").write_text(other)
+    with pytest.raises(ValueError, match="was scored on toy, but what is here is moved"):
+        results.verify("gpt")
 
 
 # ------------------------------------------------------------------------------ damaged checkpoints
