@@ -19,7 +19,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from groundup import results
@@ -429,9 +429,13 @@ def test_a_finished_run_can_be_published(finished, flags, hub, capsys):
 
 
 def test_a_broken_upload_is_one_line_and_the_same_command_completes_it(
-    finished, flags, hub, capsys
+    finished, copy_of, flags, hub, capsys
 ):
-    publishing = flags(finished, "--push_to_hub", "--hub_model_id", "user/broken-upload")
+    run = copy_of(finished)
+    weights = load_file(run / "model.safetensors")
+    weights["model.norm.weight"] += 1  # or the Hub has the file already, and nothing is uploaded
+    save_file(weights, run / "model.safetensors", {"format": "pt"})
+    publishing = flags(run, "--push_to_hub", "--hub_model_id", "user/broken-upload")
     hub.cut_next_upload(times=100)
     assert_refused(capsys, publishing, "user/broken-upload", "the same command again")
     assert not [name for name in hub.files("user/broken-upload") if name.endswith("safetensors")]
