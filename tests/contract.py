@@ -143,6 +143,12 @@ def token_padding(vocab_size: int, lengths=(5, 9, 3)) -> Callable:
 # -------------------------------------------------------------------------------------- the rows
 
 VOCABULARY = 61
+# What is added to all keys alike is added to all scores of a query alike, and softmax ignores it.
+# (Rotary positions turn the keys, and with them the bias, each by another angle.)
+KEY_BIASES = {
+    f"model.layers.{i}.attention.k_proj.bias": "softmax ignores what is added to all scores alike"
+    for i in range(2)
+}
 
 
 def gpt(position_embedding_type: str) -> Row:
@@ -171,6 +177,7 @@ def gpt(position_embedding_type: str) -> Row:
         initial_loss=math.log(VOCABULARY),
         auto_class="AutoModelForCausalLM",
         padding=token_padding(VOCABULARY),
+        unused=None if position_embedding_type == "rotary" else KEY_BIASES,
     )
 
 

@@ -429,7 +429,7 @@ def test_a_finished_run_can_be_published(finished, flags, hub, capsys):
 
 
 def test_a_broken_upload_is_one_line_and_the_same_command_completes_it(
-    finished, copy_of, flags, hub, capsys
+    finished, copy_of, flags, hub, monkeypatch, capsys
 ):
     run = copy_of(finished)
     weights = load_file(run / "model.safetensors")
@@ -437,6 +437,7 @@ def test_a_broken_upload_is_one_line_and_the_same_command_completes_it(
     save_file(weights, run / "model.safetensors", {"format": "pt"})
     publishing = flags(run, "--push_to_hub", "--hub_model_id", "user/broken-upload")
     hub.cut_next_upload(times=100)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its tries
     assert_refused(capsys, publishing, "user/broken-upload", "the same command again")
     assert not [name for name in hub.files("user/broken-upload") if name.endswith("safetensors")]
     hub.heal()
