@@ -764,7 +764,7 @@ def launched(flags, tmp_path_factory):
 def test_launched_by_accelerate(launched, finished):
     (told,), run = launched
     assert told["omp"] == "1"  # which is what the launcher does, and what is made good for
-    assert told["threads"] == len(os.sched_getaffinity(0))
+    assert told["threads"] == recipe.cores()
     ours, theirs = content(run), content(finished)
     assert {name for name in ours if not name.startswith("checkpoint-")} == {
         name for name in theirs if not name.startswith("checkpoint-")
@@ -832,8 +832,7 @@ def test_two_processes_train_as_one(finished, flags, tmp_path):
         ACCELERATE_USE_CPU="true",
     )
     assert [process["processes"] for process in told] == [2, 2]
-    cores = len(os.sched_getaffinity(0))
-    assert [process["threads"] for process in told] == [max(1, cores // 2)] * 2
+    assert [process["threads"] for process in told] == [max(1, recipe.cores() // 2)] * 2
     # Of the second: folders that it makes sure of; its random state, torch writes unseen.
     folders = {".", ".saving", *(f".saving/checkpoint-{step}" for step in (2, 4, 6))}
     assert set(told[1]["written"]) <= {".writable", *folders}
