@@ -82,7 +82,7 @@ def interrupted_at(step: int):
             raise KeyboardInterrupt
         on_step_end(self)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(recipe.Stopwatch, "on_step_end", stop)
         yield
 
@@ -377,13 +377,27 @@ def test_a_run_that_was_stopped_while_it_reported(finished, flags, tmp_path, mon
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(report, "write_card", stop)
         gpt.main(flags(tmp_path / "run"))
     assert not (tmp_path / "run" / "metrics.json").exists()
     gpt.main(flags(tmp_path / "run"))
     assert_same_bits(tmp_path / "run", finished)
     assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_run_stopped_after_its_last_update_makes_no_other(flags, tmp_path, monkeypatch, capsys):
+    constant = flags(tmp_path / "run", "--lr_scheduler_type", "constant")  # at the end, too
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(report, "write_card", lambda *args, **kwargs: signal.raise_signal(2))
+        gpt.main(constant)
+    assert "the same command resumes" in capsys.readouterr().err
+    gpt.main(constant)
+    last = tmp_path / "run" / f"checkpoint-{STEPS}"
+    final = load_file(tmp_path / "run" / "model.safetensors")
+    for name, tensor in load_file(last / "model.safetensors").items():
+        assert torch.equal(final[name], tensor)
+    assert not (tmp_path / "run" / f"checkpoint-{STEPS + 1}").exists()
 
 
 def test_other_settings_are_not_mixed_with_an_unfinished_run(unfinished, flags, capsys):

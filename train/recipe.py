@@ -23,7 +23,13 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from groundup.train.muon import Muon
@@ -255,6 +261,9 @@ def one_line_errors(main):
     def wrapper(argv=None):
         try:
             return main(argv)
+        except KeyboardInterrupt as stop:
+            print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)
+            raise SystemExit(130) from stop
         except (ValueError, OSError, SafetensorError) as error:
             if os.environ.get("GROUNDUP_DEBUG"):
                 traceback.print_exc()
@@ -489,8 +498,27 @@ class RunTrainer(Trainer):
             manifest = json.loads((resume_from_checkpoint / MANIFEST).read_text(encoding="utf-8"))
             self.stopwatch.seconds = manifest["train_seconds"]
             print(f"resuming from {resume_from_checkpoint}")
+            if self._is_trained(resume_from_checkpoint):
+                return None  # Trainer would make one update more
             resume_from_checkpoint = str(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def _is_trained(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is of the last update; if so, takes its weights and its log."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if not 0 < self.args.max_steps <= state.global_step:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        state.is_local_process_zero = self.is_local_process_zero()
+        state.is_world_process_zero = self.is_world_process_zero()
+        self.state = state
+        return True
+
+    def _issue_warnings_after_load(self, load_result):
+        # A tied weight is saved once, under its other name: nothing is missing.
+        tied = set(self.model.all_tied_weights_keys)
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def create_optimizer(self, model=None):
         """AdamW, or Muon for the hidden matrices where `muon_learning_rate` is set."""
