@@ -120,13 +120,13 @@ def _read_documents(path: Path) -> Iterator[str]:
             if not file.is_file():
                 continue
             if _is_archive(file.name) and not _is_left_out(name):
-                yield from _read_archive(file)
+                yield from (text for _, text in read_archive(file))
             elif _is_document(name):
                 yield read_text(file)
     elif not path.exists():
         raise DataNotFound(f"{path} does not exist")
     elif _is_archive(path.name):
-        yield from _read_archive(path)
+        yield from (text for _, text in read_archive(path))
     else:
         yield read_text(path)
 
@@ -147,13 +147,18 @@ def _is_document(name: PurePosixPath) -> bool:
     return name.suffix.lower() in TEXT_SUFFIXES and not _is_left_out(name)
 
 
-def _read_archive(path: Path) -> Iterator[str]:
+def read_archive(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of the documents in an archive, in the order of their names.
+
+    Raises:
+        ValueError: it is broken; one line.
+    """
     try:
         with tarfile.open(path) as archive:
             for member in sorted(archive.getmembers(), key=lambda member: member.name):
                 if member.isfile() and _is_document(PurePosixPath(member.name)):
                     data = archive.extractfile(member).read()
-                    yield decode(_decompress(data, member.name), member.name)
+                    yield member.name, decode(decompress(data, member.name), member.name)
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path.name} cannot be read as an archive: {reason}") from error
@@ -166,10 +171,15 @@ def read_text(path: str | Path) -> str:
         ValueError: it is not text, or broken; one line.
     """
     path = Path(path)
-    return decode(_decompress(path.read_bytes(), path.name), path.name)
+    return decode(decompress(path.read_bytes(), path.name), path.name)
 
 
-def _decompress(data: bytes, name: str) -> bytes:
+def decompress(data: bytes, name: str) -> bytes:
+    """The content of a `.gz` or `.xz` file, told by its name; of any other, what is there.
+
+    Raises:
+        ValueError: it is broken; one line.
+    """
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(PurePosixPath(name).suffix.lower())
     if opener is None:
         return data
@@ -220,9 +230,17 @@ def _looks_binary(data: bytes) -> bool:
 def strip_gutenberg(text: str) -> str:
     """What stands between the headers and footers of Project Gutenberg; all, where there are none.
 
+    A file of several books is stripped between them too.
+    """
+    return "\n\n\n".join(gutenberg_books(text))
+
+
+def gutenberg_books(text: str) -> list[str]:
+    """The books of a file of Project Gutenberg, without what is printed before and after each.
+
     Both today's marks (`*** START OF THE PROJECT GUTENBERG EBOOK ... ***`) and those of the 1990s
-    (`*END*THE SMALL PRINT! ...*END*`, `End of the Project Gutenberg Etext of ...`) are known. A
-    file of several books is stripped between them too. Notes on who transcribed a book stay.
+    (`*END*THE SMALL PRINT! ...*END*`, `End of the Project Gutenberg Etext of ...`) are known; a
+    text without any is one book. Notes on who transcribed a book stay.
     """
     books, start = [], 0
     for mark in GUTENBERG_MARK.finditer(text):
@@ -233,7 +251,7 @@ def strip_gutenberg(text: str) -> str:
             start = None
     if start is not None:
         books.append(text[start:])
-    return "\n\n\n".join(book.strip("\n") for book in books if book.strip())
+    return [book.strip("\n") for book in books if book.strip()]
 
 
 def main() -> None:

@@ -147,6 +147,22 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def add_characters(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[int]:
+    """Gives each character that a tokenizer does not know a token; the ids of these, in order.
+
+    A tokenizer over bytes knows them all.
+    """
+    characters = sorted(set().union(*texts))
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(characters, add_special_tokens=False)
+    missing = [
+        character
+        for character, encoding in zip(characters, encodings, strict=True)
+        if tokenizer.unk_token_id in encoding.ids
+    ]
+    tokenizer.add_tokens(missing)
+    return tokenizer.convert_tokens_to_ids(missing)
+
+
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str]) -> np.ndarray:
     """All documents as one row of ids, `<|endoftext|>` before each.
 

@@ -4,10 +4,11 @@
     accelerate launch -q train/gpt.py --text my_book.txt --output_dir runs/my_book
     accelerate launch -q train/gpt.py --tokenizer bpe --tokenizer_vocab_size 1024 \\
         --output_dir runs/gpt_bpe
+    accelerate launch -q train/gpt.py --config configs/gpt_dickens.yaml   # LoRA: on to Dickens
     accelerate launch -q train/gpt.py --evaluate_only                # score the model in runs/gpt
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -15,17 +16,19 @@ from datasets import DatasetDict
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
+from groundup.data_scripts.gutenberg import load_gutenberg
 from groundup.data_scripts.shakespeare import load_shakespeare
 from groundup.data_scripts.sources import describe
 from groundup.data_scripts.text import load_text
 from groundup.data_scripts.tokenization import (
     KINDS,
     TokenBlocks,
+    add_characters,
     encode_documents,
     train_tokenizer,
 )
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
-from groundup.train import recipe, report
+from groundup.train import adapters, recipe, report
 from groundup.train.metrics import LanguageModelLoss
 from groundup.train.publishing import publish
 
@@ -35,31 +38,38 @@ USAGE = """from transformers import pipeline
 
 write = pipeline("text-generation", "path/to/this/folder", trust_remote_code=True)
 print(write("ROMEO:", max_new_tokens=100, do_sample=True, temperature=0.8)[0]["generated_text"])"""
+DATASETS_ON_HUB = {"tinyshakespeare": ["karpathy/tiny_shakespeare"]}
 ModelArguments = recipe.model_arguments(GPTConfig, leave_out=["vocab_size"])
+# What may differ from a base model's own.
+CHANGEABLE = {"hidden_dropout", "attention_dropout", "attn_implementation"}
 
 
 @dataclass
 class DataArguments:
     """The text, and how it becomes tokens."""
 
+    dataset: str = field(default="shakespeare", metadata={"help": "shakespeare or dickens."})
     text: str | None = field(
-        default=None,
-        metadata={"help": "A text file or a folder of them (default: tiny Shakespeare)."},
+        default=None, metadata={"help": "A text file or a folder of them, in place of a dataset."}
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder that holds tinyshakespeare/input.txt."}
+        default=None, metadata={"help": "Folder that holds the dataset's files."}
     )
     tokenizer: str = field(
         default="characters",
         metadata={
             "help": "characters, bpe or unigram: made from the training text; or the folder or Hub "
-            "name of a saved tokenizer."
+            "name of a saved tokenizer. (A base_model has its own.)"
         },
     )
     tokenizer_vocab_size: int | None = field(
         default=None, metadata={"help": "Number of tokens that bpe or unigram make."}
     )
     prompt: str = field(default="\n", metadata={"help": "What the samples begin with."})
+
+    def __post_init__(self):
+        if self.dataset not in ("shakespeare", "dickens"):
+            raise ValueError(f"--dataset {self.dataset} is unknown: give shakespeare or dickens")
 
 
 def make_tokenizer(arguments: DataArguments, texts: list[str]):
@@ -91,7 +101,47 @@ def load_data(arguments: DataArguments) -> DatasetDict:
     """Splits train and validation of documents (column `text`)."""
     if arguments.text is not None:
         return load_text(arguments.text)
+    if arguments.dataset == "dickens":
+        return load_gutenberg("dickens", arguments.data_dir)
     return load_shakespeare(arguments.data_dir)
+
+
+def new_model(model_args, tokenizer) -> GPTForCausalLM:
+    """A model with random weights, of the shape that the arguments give."""
+    config = GPTConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **asdict(model_args),
+    )
+    return GPTForCausalLM(config)
+
+
+def load_base_model(name: str, model_args) -> GPTForCausalLM:
+    """A trained GPT, from a folder or the Hub, with the dropout that the arguments give.
+
+    Raises:
+        ValueError: there is none of this name, or the arguments ask for another shape than it has.
+    """
+    chosen = asdict(model_args)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, **{key: chosen[key] for key in CHANGEABLE}
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
+    if not isinstance(model, GPTForCausalLM):
+        raise ValueError(
+            f"{name} is a {type(model).__name__}; the base model must be a Groundup GPT"
+        )
+    for option in fields(model_args):
+        asked, has = chosen[option.name], getattr(model.config, option.name, None)
+        if option.name not in CHANGEABLE and asked not in (has, option.default):
+            raise ValueError(
+                f"{option.name} is {has} in {name} and cannot become {asked}: leave it out"
+            )
+    return model
 
 
 def block_losses(logits, labels):
@@ -153,8 +203,13 @@ def write_on(model, tokenizer, prompt: str, seed: int, tokens: int = SAMPLE_TOKE
 def main(argv=None):
     """Arguments, data, model, fit, report. Returns what metrics.json holds."""
     # 1. Arguments
-    config_name, data_args, model_args, args = recipe.parse_arguments(
-        argv, "gpt", DataArguments, ModelArguments, description="Trains a GPT."
+    config_name, data_args, model_args, tune_args, args = recipe.parse_arguments(
+        argv,
+        "gpt",
+        DataArguments,
+        ModelArguments,
+        adapters.FineTuneArguments,
+        description="Trains a GPT.",
     )
     output_dir = Path(args.output_dir)
     if args.max_steps < 1:
@@ -171,11 +226,15 @@ def main(argv=None):
     data = describe(dataset)
     checkpoint = None
     if not args.evaluate_only:
-        settings = recipe.settings_of(args, data_args, model_args, data=data)
+        settings = recipe.settings_of(args, data_args, model_args, tune_args, data=data)
         checkpoint = recipe.prepare_folder(args, settings)
     texts = {name: split["text"] for name, split in dataset.items()}
+    new_tokens = []
     if args.evaluate_only:
         tokenizer = load_tokenizer(str(output_dir))
+    elif tune_args.base_model:
+        tokenizer = load_tokenizer(tune_args.base_model)
+        new_tokens = add_characters(tokenizer, texts["train"])
     else:
         tokenizer = make_tokenizer(data_args, texts["train"])
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
@@ -187,15 +246,15 @@ def main(argv=None):
     # 3. Model
     if args.evaluate_only:
         model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
+    elif tune_args.base_model:
+        model = load_base_model(tune_args.base_model, model_args)
+        if new_tokens:
+            print(f"{len(new_tokens)} characters are new to {tune_args.base_model}")
+            model.resize_token_embeddings(len(tokenizer))
+        if tune_args.lora_rank:
+            model = adapters.add_lora(model, tune_args.lora_rank, new_tokens)
     else:
-        config = GPTConfig(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **asdict(model_args),
-        )
-        model = GPTForCausalLM(config)
+        model = new_model(model_args, tokenizer)
     block_size = model.config.max_position_embeddings
 
     # 4. Fit
@@ -218,25 +277,35 @@ def main(argv=None):
         callbacks=[Sample(tokenizer, data_args.prompt)],
     )
     if not args.evaluate_only:
-        print(f"{model.num_parameters():,} parameters; blocks of {block_size} tokens")
+        trained = model.num_parameters(only_trainable=True)
+        print(f"{trained:,} parameters to train; blocks of {block_size} tokens")
+        before = trainer.evaluate() if tune_args.base_model else None
         trainer.train(checkpoint)
-    scores = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()}
+    scores = trainer.evaluate()
 
     # 5. Report
-    metrics = {k: scores[k] for k in (SCORE, "bits_per_character", "nats_per_token")}
+    metrics = {k: scores[f"eval_{k}"] for k in (SCORE, "bits_per_character", "nats_per_token")}
+    if not args.evaluate_only and tune_args.base_model:
+        metrics |= {f"{SCORE}_before": before[f"eval_{SCORE}"], "trained_parameters": trained}
     run = report.run_metrics("gpt", config_name, args, metrics, data, trainer.stopwatch.seconds)
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
-            write_report(output_dir, run, trainer, tokenizer, data_args)
+            write_report(output_dir, run, trainer, tokenizer, data_args, tune_args)
         print(f"validation loss: {metrics[SCORE]:.4f} nats per character")
         if args.publish:
             publish(args)
     return run
 
 
-def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> None:
-    """The model folder: weights, code, tokenizer, loss curve, card, and last metrics.json."""
+def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args, tune_args) -> None:
+    """The model folder: weights, code, tokenizer, loss curve, card, and last metrics.json.
+
+    What LoRA has learned is kept as an adapter, and added to the weights of the model.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if tune_args.lora_rank:
+        adapters.save_adapter(model, tokenizer, output_dir)
+        model = model.merge_and_unload()
     report.save_model(model, tokenizer, output_dir)
     report.plot_loss(
         trainer.state.log_history,
@@ -244,14 +313,14 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
         {"loss": "training, nats per token", f"eval_{SCORE}": "validation, nats per character"},
     )
     samples = [write_on(model, tokenizer, data_args.prompt, seed) for seed in (1, 2)]
-    config = model.config
-    shakespeare = data_args.text is None  # of a text of the user's own we know nothing
+    config, base = model.config, tune_args.base_model
+    known = data_args.text is None  # of a text of the user's own we know nothing
     report.write_card(
         output_dir,
         run,
         title=f"{output_dir.name}: a small GPT",
-        language="en" if shakespeare else None,
-        license="apache-2.0" if shakespeare else None,
+        language="en" if known else None,
+        license="apache-2.0" if known else None,
         pipeline_tag="text-generation",
         task_name="Language modelling",
         scores={
@@ -259,7 +328,8 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
             "bits_per_character": "the same in bits",
         },
         usage=USAGE,
-        datasets=["karpathy/tiny_shakespeare"] if shakespeare else None,
+        base_model=base if base and not Path(base).exists() else None,
+        datasets=DATASETS_ON_HUB.get(run["data"]["name"]),
         tags=["gpt", "text-generation"],
         sections={
             "": f"A GPT of {model.num_parameters():,} parameters: "
@@ -267,7 +337,8 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
             f"{config.num_attention_heads} heads, "
             f"{config.position_embedding_type} positions, blocks of "
             f"{config.max_position_embeddings} tokens, {data_args.tokenizer} tokenizer with "
-            f"{config.vocab_size:,} tokens. It continues a text, one token after the other.",
+            f"{config.vocab_size:,} tokens. It continues a text, one token after the other."
+            + (fine_tuning(run, tune_args) if base else ""),
             "Samples": "\n\n".join(f"```text\n{sample.strip()}\n```" for sample in samples),
             "Training": "![loss](figures/loss.png)\n\nThe loss is taken over the whole validation "
             "split, in blocks of the model's context, each character scored once.",
@@ -276,6 +347,18 @@ def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> 
         },
     )
     report.finish(output_dir, run)
+
+
+def fine_tuning(run: dict, tune_args) -> str:
+    """What the card says of where the model comes from."""
+    metrics, rank = run["metrics"], tune_args.lora_rank
+    base = Path(tune_args.base_model).name
+    how = f"LoRA of rank {rank} (also alone, for PEFT, in `adapter/`)" if rank else "all weights"
+    return (
+        f"\n\nIt began as `{base}` and was trained further on {run['data']['name']}: {how}, "
+        f"{metrics['trained_parameters']:,} parameters. The loss there fell from "
+        f"{metrics[f'{SCORE}_before']:.4f} to {metrics[SCORE]:.4f}."
+    )
 
 
 if __name__ == "__main__":

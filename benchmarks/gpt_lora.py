@@ -1,0 +1,66 @@
+"""From Shakespeare to Dickens: LoRA beside training all weights, at the same number of updates.
+
+    python benchmarks/gpt_lora.py [--updates 400]
+
+Every variant is `configs/gpt_dickens.yaml` with one thing changed. Full fine-tuning has the best
+of three rates, so that LoRA is not compared with a badly set rival. Writes
+results/benchmarks/gpt_dickens.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from gpt_ablations import train
+
+from groundup.train import gpt, recipe, report
+
+OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "gpt_dickens.json"
+CONFIG = ["--config", str(recipe.CONFIGS / "gpt_dickens.yaml")]
+ALL_WEIGHTS = [*CONFIG, "--lora_rank=0"]
+FROM_NOTHING = ["--dataset=dickens"]  # configs/gpt.yaml, which made the base model
+VARIANTS = {
+    "LoRA, rank 16 (the default)": CONFIG,
+    "LoRA, rank 4": [*CONFIG, "--lora_rank=4"],
+    "LoRA, rank 64": [*CONFIG, "--lora_rank=64"],
+    "all weights, AdamW, rate 0.003": [*ALL_WEIGHTS, "--learning_rate=0.003"],
+    "all weights, AdamW, rate 0.001": [*ALL_WEIGHTS, "--learning_rate=0.001"],
+    "all weights, AdamW, rate 0.0003": [*ALL_WEIGHTS, "--learning_rate=0.0003"],
+    "all weights, Muon": [*ALL_WEIGHTS, "--muon_learning_rate=0.02", "--learning_rate=0.003"],
+    "from nothing, Muon": FROM_NOTHING,
+}
+
+
+def main() -> None:
+    """Runs all variants and writes their figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--updates", type=int, default=400)
+    args = parser.parse_args()
+    rows = []
+    for name, flags in VARIANTS.items():
+        run = train(flags, args.updates)
+        metrics = run["metrics"]
+        rows.append(
+            {
+                "variant": name,
+                "before": metrics.get(f"{gpt.SCORE}_before"),
+                "after": metrics[gpt.SCORE],
+                "trained_parameters": metrics.get("trained_parameters"),
+                "train_seconds": run["train_seconds"],
+            }
+        )
+        print(rows[-1])
+    content = {
+        "metric": gpt.SCORE,
+        "data": run["data"],
+        "updates": args.updates,
+        "rows": rows,
+        "hardware": report.hardware(),
+        "commit": report.COMMIT,
+    }
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

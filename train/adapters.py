@@ -1,0 +1,69 @@
+"""Fine-tuning: a trained model goes on with another text, in full or by LoRA.
+
+LoRA (Hu et al. 2021, "Low-Rank Adaptation of Large Language Models") leaves each weight W as it is
+and learns a small change beside it, W + (alpha / r) B A, where A is (r, in) and B is (out, r). PEFT
+does the wrapping; what is here says where, how large, and what becomes of it.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from groundup.train.recipe import put_in_place
+
+
+@dataclass
+class FineTuneArguments:
+    """What training starts from, and how much of it is trained."""
+
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Start from this trained model, a folder or a Hub name (default: anew)."},
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Rank of the changes that LoRA learns; 0 trains all of base_model."},
+    )
+
+    def __post_init__(self):
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be 0 (off) or more")
+        if self.lora_rank and self.base_model is None:
+            raise ValueError("--lora_rank changes a trained model: name it with --base_model")
+
+
+def add_lora(model, rank: int, new_tokens: list[int], embedding: str = "embed_tokens") -> PeftModel:
+    """LoRA on every linear map but the output layer; the embedding's rows of new tokens in full.
+
+    Args:
+        rank: r. The scale alpha is 2 r, so that a rank needs no learning rate of its own.
+        new_tokens: ids that the base model has not seen; a change of rank r to rows that mean
+            nothing yet would be of no use.
+        embedding: name of the embedding, for these.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        trainable_token_indices={embedding: new_tokens} if new_tokens else None,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def save_adapter(model: PeftModel, tokenizer, output_dir: Path) -> None:
+    """Writes `adapter/`: what was learned, for PEFT, a hundredth of the model's size.
+
+    The tokenizer lies beside it, from which `AutoPeftModel` knows the size of the vocabulary.
+    """
+    base = Path(model.name_or_path)
+    if base.is_absolute():  # what is published names no folder of this machine
+        model.peft_config["default"].base_model_name_or_path = base.name
+    staging = output_dir / ".saving_adapter"
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging, save_embedding_layers=False)  # its new rows are in any case
+    (staging / "README.md").unlink()  # PEFT's empty card; the run's own says it all
+    tokenizer.save_pretrained(staging)
+    put_in_place(staging, output_dir / "adapter")
