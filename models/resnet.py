@@ -94,8 +94,8 @@ class ResNetConfig(PreTrainedConfig):
     num_channels: int = 3
     stem: str = "imagenet"
     embedding_size: int = 64
-    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
-    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    hidden_sizes: list[int] = (64, 128, 256, 512)  # a tuple only as a default: made a list below
+    depths: list[int] = (2, 2, 2, 2)
     layer_type: str = "basic"
     hidden_act: str = "relu"
     shortcut: str = "projection"
@@ -109,7 +109,7 @@ class ResNetConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         for name in ("hidden_sizes", "depths"):
             if isinstance(getattr(self, name), tuple):
-                setattr(self, name, list(getattr(self, name)))  # as JSON has it
+                setattr(self, name, list(getattr(self, name)))
         self._check()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)

@@ -101,7 +101,7 @@ def test_activation_checkpointing_changes_nothing(row: Row):
 def test_eager_attention_equals_sdpa(row: Row):
     model, batch = row.make()
     if not model._supports_sdpa:
-        pytest.skip(f"{type(model).__name__} has one attention only")
+        pytest.skip(f"{type(model).__name__} has no choice of attention")
     outputs, grads = {}, {}
     for implementation in ("eager", "sdpa"):
         model.set_attn_implementation(implementation)
