@@ -15,11 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
-
-
-def some_tokens(config: PreTrainedConfig) -> dict:
-    """One short text for a language model."""
-    return {"input_ids": torch.arange(16)[None] % config.vocab_size}
+from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 
 
 @dataclass
@@ -32,6 +28,7 @@ class Row:
         batch: makes a batch with labels, at least two examples; the caller seeds.
         initial_loss: what theory says before any training, such as ln N for N equal choices.
         auto_class: the Auto class of the task.
+        example: inputs for a model of any size, made from its config; for `pretrained/`.
         padding: a function (model, side) -> pairs of tensors that must be equal, the output for an
             example in a padded batch and alone; or the reason why padding makes no sense here.
         padding_sides: where it may stand.
@@ -40,7 +37,7 @@ class Row:
             is below this share of its first value.
         unused: parameters that the loss does not reach, and why: {name: reason}.
         labels: the keys of the batch that only the task model takes.
-        example: inputs for a model of any size, made from its config; for `pretrained/`.
+        evaluation_differs: why a fresh model's loss is another one in evaluation, if it is.
     """
 
     name: str
@@ -48,6 +45,7 @@ class Row:
     batch: Callable[[], dict]
     initial_loss: float
     auto_class: str
+    example: Callable[[PreTrainedConfig], dict]
     padding: Callable[[PreTrainedModel, str], list[tuple[torch.Tensor, torch.Tensor]]] | str
     padding_sides: tuple[str, ...] = ("right", "left")
     initial_tolerance: float = 0.03
@@ -56,7 +54,7 @@ class Row:
     overfit_share: float = 0.1
     unused: dict[str, str] | None = None
     labels: tuple[str, ...] = ("labels",)
-    example: Callable[[PreTrainedConfig], dict] = some_tokens
+    evaluation_differs: str | None = None
 
     def make(self, seed: int = 0) -> tuple[PreTrainedModel, dict]:
         """The model, ready to train, and its batch; the same for the same seed."""
@@ -121,6 +119,18 @@ def code_files(source: Path) -> set[Path]:
     return found
 
 
+def some_tokens(config: PreTrainedConfig) -> dict:
+    """One short text for a language model."""
+    return {"input_ids": torch.arange(16)[None] % config.vocab_size}
+
+
+def some_picture(config: PreTrainedConfig) -> dict:
+    """One small picture."""
+    return {
+        "pixel_values": torch.linspace(-2, 2, config.num_channels * 32 * 32).view(1, -1, 32, 32)
+    }
+
+
 def token_padding(vocab_size: int, lengths=(5, 9, 3)) -> Callable:
     """How padding is tested where the input is `input_ids` and the output one vector a token."""
 
@@ -176,11 +186,40 @@ def gpt(position_embedding_type: str) -> Row:
         batch=batch,
         initial_loss=math.log(VOCABULARY),
         auto_class="AutoModelForCausalLM",
+        example=some_tokens,
         padding=token_padding(VOCABULARY),
         unused=None if position_embedding_type == "rotary" else KEY_BIASES,
     )
 
 
+CLASSES = 7
+
+
+def resnet(name: str, **options) -> Row:
+    """ResNet: pictures of noise, so each of the classes is as likely."""
+
+    def model():
+        sizes = {"embedding_size": 8, "hidden_sizes": (8, 16), "depths": (1, 2)}
+        return ResNetForImageClassification(ResNetConfig(num_labels=CLASSES, **(sizes | options)))
+
+    def batch():
+        return {"pixel_values": torch.randn(8, 3, 12, 12), "labels": torch.arange(8) % CLASSES}
+
+    return Row(
+        name=f"resnet-{name}",
+        model=model,
+        batch=batch,
+        initial_loss=math.log(CLASSES),
+        auto_class="AutoModelForImageClassification",
+        example=some_picture,
+        padding="the pictures of a batch are of one size",
+        evaluation_differs="BatchNorm takes the batch's statistics in training only",
+    )
+
+
 ROWS = [
     *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
+    resnet("basic", stem="cifar"),
+    resnet("pre-activation", stem="cifar", pre_activation=True),
+    resnet("bottleneck", layer_type="bottleneck", hidden_sizes=(16, 32)),
 ]

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from transformers import pipeline
 
 from groundup import results
 from groundup.data_scripts.tokenization import TokenBlocks
+from groundup.models.resnet import ResNetConfig
 from groundup.train import gpt, recipe, report
 
 ROOT = Path(gpt.__file__).parent.parent
@@ -191,6 +193,21 @@ def test_values_of_the_file_get_their_type(yaml_file, line, value):
     parts = parse("--config", yaml_file(line))[1:]
     found = next(getattr(part, name) for part in parts if hasattr(part, name))
     assert found == value and type(found) is type(value)
+
+
+def test_a_list_is_a_flag_and_a_line_of_yaml(yaml_file):
+    """The stages of a ResNet; and it has no attention, whose kernel could be chosen."""
+    arguments = recipe.model_arguments(ResNetConfig)
+
+    def model_of(*argv):
+        return recipe.parse_arguments(argv, "gpt", arguments, description="A test.")[1]
+
+    path = yaml_file("depths: [3, 3]\nhidden_sizes: [16, 32]")
+    model = model_of("--config", path, "--depths", "1", "2")
+    assert (model.depths, model.hidden_sizes) == ([1, 2], [16, 32])
+    assert ResNetConfig(**asdict(model)).depths == [1, 2]
+    default = model_of("--config", yaml_file(""))
+    assert ResNetConfig(**asdict(default)).to_dict() == ResNetConfig().to_dict()
 
 
 def test_hyphens_are_underscores_and_equals_signs_are_spaces(yaml_file):

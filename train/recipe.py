@@ -113,10 +113,13 @@ def model_arguments(config_class, leave_out=()):
         if name.endswith("_token_id") or name in ("use_cache", *leave_out):
             continue
         text = " ".join(helps.get(name, "").split()).replace("%", "%%")
-        default = getattr(config_class, name)
-        fields.append((name, kind, field(default=default, metadata={"help": text})))
-    kernel = {"help": "How attention is computed: eager or sdpa."}
-    fields.append(("attn_implementation", str, field(default="sdpa", metadata=kernel)))
+        default = {"default": getattr(config_class, name)}
+        if isinstance(default["default"], tuple):  # HfArgumentParser asks a list's factory only
+            default = {"default_factory": functools.partial(list, default["default"])}
+        fields.append((name, kind, field(**default, metadata={"help": text})))
+    if hasattr(config_class, "num_attention_heads"):
+        kernel = {"help": "How attention is computed: eager or sdpa."}
+        fields.append(("attn_implementation", str, field(default="sdpa", metadata=kernel)))
     return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)
 
 
