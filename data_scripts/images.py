@@ -447,9 +447,9 @@ class ImageBatches(torch.utils.data.Dataset):
 class EpochSampler(torch.utils.data.Sampler):
     """The rows of an `ImageBatches` in another order each epoch, and with each its epoch.
 
-    Order and epoch depend on nothing but `seed` and what `set_epoch` was told last, on the data set
-    or here: Accelerate tells one or the other, depending on how many processes there are and
-    whether the run was resumed.
+    Order and epoch depend on nothing but `seed` and what `set_epoch` was told last. The epoch lies
+    with the data set, since Accelerate tells that one when a run of several processes is resumed
+    inside an epoch, and only the sampler when it is not.
     """
 
     def __init__(self, dataset: ImageBatches, seed: int = 0):
