@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from groundup.data_scripts.images import EpochSampler, ImageBatches
 from groundup.train.muon import Muon
 from groundup.train.publishing import publish
 
@@ -531,6 +532,14 @@ class RunTrainer(Trainer):
         betas = (self.args.adam_beta1, self.args.adam_beta2)
         self.optimizer = Muon(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Of pictures, an order that tells the epoch, which their augmentation goes by."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, ImageBatches):
+            data_seed = self.args.data_seed
+            return EpochSampler(dataset, self.args.seed if data_seed is None else data_seed)
+        return super()._get_train_sampler(train_dataset)
 
     def _get_output_dir(self, trial):
         return self._staging or super()._get_output_dir(trial)
