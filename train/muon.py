@@ -31,21 +31,26 @@ class Muon(torch.optim.Optimizer):
     """Muon for the hidden matrices and AdamW for the rest, as one optimiser.
 
     Args:
-        groups: parameter groups; each has `params`, `use_muon` (its parameters are then all
-            matrices), `lr` and `weight_decay` (decoupled: weights shrink by lr * weight_decay).
+        groups: parameter groups; each has `params`, `use_muon` (its parameters are then matrices,
+            or filters of a convolution, which count as a matrix of a row per filter), `lr` and
+            `weight_decay` (decoupled: weights shrink by lr * weight_decay). With `keep_norm`, a
+            Muon group's parameters are scaled to norm sqrt(rows) before each update: for filters
+            before a normalisation, whose size means nothing, this holds the update's relative
+            size at `lr`.
         momentum: Muon's, with Nesterov's look ahead.
         betas, eps: AdamW's.
 
     Raises:
-        ValueError: a parameter in a Muon group is not a matrix.
+        ValueError: a parameter in a Muon group is a vector.
     """
 
     def __init__(self, groups, momentum: float = 0.95, betas=(0.9, 0.95), eps: float = 1e-8):
         groups = list(groups)
         for group in groups:
-            if group["use_muon"] and any(p.ndim != 2 for p in group["params"]):
+            if group["use_muon"] and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("Muon takes matrices; put vectors in a group with use_muon=False")
-        super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": eps})
+        defaults = {"momentum": momentum, "betas": betas, "eps": eps, "keep_norm": False}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -71,14 +76,17 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - group["momentum"])
             ahead = p.grad.lerp(state["momentum"], group["momentum"])
-            by_shape.setdefault(p.shape, []).append((p, ahead))
+            ahead = ahead.flatten(1)  # filters (out, in, y, x) -> (out, in * y * x)
+            by_shape.setdefault(ahead.shape, []).append((p, ahead))
         for (rows, columns), pairs in by_shape.items():
             updates = orthogonalize(torch.stack([ahead for _, ahead in pairs]))
             # sqrt(rows / columns): the same change of the output's size whatever the shape.
             scale = group["lr"] * max(1, rows / columns) ** 0.5
             for (p, _), update in zip(pairs, updates, strict=True):
+                if group["keep_norm"]:
+                    p.mul_(rows**0.5 / p.norm())
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.to(p.dtype), alpha=-scale)
+                p.add_(update.to(p.dtype).view(p.shape), alpha=-scale)
 
     def _adamw_step(self, params, group):
         beta1, beta2 = group["betas"]
