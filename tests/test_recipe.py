@@ -19,6 +19,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -656,6 +657,112 @@ def test_evaluate_only_of_a_truncated_model(finished, copy_of, flags, capsys):
 def test_evaluate_only_without_a_model(flags, tmp_path, capsys):
     assert_refused(capsys, flags(tmp_path / "none", "--evaluate_only"), str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------------------------ full disks
+
+SAID_BY = {
+    "Python": OSError(28, "No space left on device"),
+    "safetensors": SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    ),
+    "tokenizers": Exception("No space left on device (os error 28)"),
+    "torch": RuntimeError("basic_ios::clear: iostream error"),
+    "quota": OSError(122, "Disk quota exceeded"),
+}
+DISK_FULL = "error: disk full: free some space; the same command resumes"
+
+
+@pytest.mark.parametrize("library", SAID_BY)
+def test_a_full_disk_is_one_line_whoever_says_it(library, capsys):
+    @recipe.one_line_errors
+    def main(argv):
+        try:
+            raise SAID_BY[library]
+        finally:
+            raise RuntimeError("unexpected pos 576 vs 534")  # torch, when it closes the file
+
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(DISK_FULL)
+
+
+def test_an_error_of_ours_is_no_full_disk():
+    @recipe.one_line_errors
+    def main(argv):
+        raise RuntimeError("a mistake in the code")
+
+    with pytest.raises(RuntimeError, match="a mistake in the code"):
+        main([])
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk, and this is not Linux's root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a model may be mapped yet
+
+
+def fill(disk: Path, left: int) -> None:
+    """Leaves so many bytes."""
+    with (disk / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(disk / "filling", (disk / "filling").stat().st_size - left)
+
+
+FULL_WHEN = {
+    "a checkpoint": (recipe.Trainer, "_save_checkpoint"),
+    "a checkpoint's optimiser": (recipe.Trainer, "_save_optimizer_and_scheduler"),
+    "the final model": (report, "save_model"),
+    "the card": (report, "write_card"),
+}
+
+
+@pytest.mark.parametrize("what", FULL_WHEN)
+def test_a_full_disk(finished, flags, disk, monkeypatch, capsys, what):
+    """What was saved stays; with space again, the same command ends with the same bits."""
+    owner, name = FULL_WHEN[what]
+    saved = getattr(owner, name)
+    calls = []
+
+    def save(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == 2 or owner is report:  # the second checkpoint
+            fill(disk, left=0 if name == "write_card" else 4096)
+        return saved(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, save)
+        with pytest.raises(SystemExit, match="2"):
+            gpt.main(flags(disk / "run"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(DISK_FULL)
+    left = {path.name for path in (disk / "run").iterdir()}
+    whole = STEPS if owner is report else 2
+    assert recipe.find_checkpoint(disk / "run") == disk / "run" / f"checkpoint-{whole}"
+    assert "metrics.json" not in left and not {".saving", ".README.md.partial"} & left
+
+    (disk / "filling").unlink()
+    gpt.main(flags(disk / "run"))
+    assert f"resuming from {disk / 'run' / f'checkpoint-{whole}'}" in capsys.readouterr().out
+    assert_same_bits(disk / "run", finished)
+
+
+def test_a_read_only_folder(finished, flags, disk, capsys):
+    """A new run is refused; a finished one can be scored."""
+    shutil.copytree(finished, disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    words = ["cannot write to", "Read-only", "choose another --output_dir"]
+    for folder in ("new", "run"):
+        assert_refused(capsys, flags(disk / folder), *words)
+    gpt.main(flags(disk / "run", "--evaluate_only"))
 
 
 # ------------------------------------------------------------------------------------ mathematics

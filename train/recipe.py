@@ -264,14 +264,34 @@ def one_line_errors(main):
         except KeyboardInterrupt as stop:
             print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)
             raise SystemExit(130) from stop
-        except (ValueError, OSError, SafetensorError) as error:
+        except Exception as error:
+            if disk_is_full(error):
+                message = "disk full: free some space; the same command resumes from the newest "
+                message += "checkpoint"
+            elif isinstance(error, ValueError | OSError | SafetensorError):
+                message = " ".join(str(error).split())  # all on one line
+            else:
+                raise
             if os.environ.get("GROUNDUP_DEBUG"):
                 traceback.print_exc()
-            # All on one line; GROUNDUP_DEBUG=1 shows where it comes from.
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from error
 
     return wrapper
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says so: each library has its own way.
+
+    Python and safetensors repeat the system's words, tokenizers does so in a bare Exception, and
+    torch.save has a RuntimeError about a stream that it could not write to.
+    """
+    words = ("No space left on device", "quota exceeded", "iostream error", "StreamWriter failed")
+    while error is not None:
+        if any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # -------------------------------------------------------------------- folders that appear at once
@@ -298,9 +318,12 @@ def put_in_place(staging: Path, path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """A text file that is there whole or not at all."""
     staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(text, encoding="utf-8")
-    _flush(staging)
-    staging.replace(path)
+    try:
+        staging.write_text(text, encoding="utf-8")
+        _flush(staging)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
