@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError
@@ -816,6 +818,45 @@ def test_threads_are_shared_between_the_processes_of_a_machine(monkeypatch):
         torch.set_num_threads(before)
 
 
+# -------------------------------------------------------------------------------------- launchers
+
+LAUNCHERS = recipe.CONFIGS / "accelerate"
+KINDS = {
+    "ddp": {"distributed_type": "MULTI_GPU", "num_machines": 1},
+    "fsdp": {"distributed_type": "FSDP", "num_machines": 1},
+    "multi_node": {"distributed_type": "MULTI_GPU", "num_machines": 2, "machine_rank": 0},
+}
+
+
+def test_all_launcher_configs_are_known():
+    assert {path.stem for path in LAUNCHERS.glob("*.yaml")} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_launcher_config_is_understood(name):
+    """By accelerate, which passes over a wrong key of `fsdp_config` without a word."""
+    path = LAUNCHERS / f"{name}.yaml"
+    config = load_config_from_file(str(path)).to_dict()
+    assert config.items() >= KINDS[name].items()
+    assert config["num_processes"] >= 2
+    flags = vars(launch_command_parser().parse_args(["train/gpt.py"]))
+    assert set(config.get("fsdp_config", ())) <= set(flags)
+    assert f"--config_file configs/accelerate/{name}.yaml" in path.read_text()
+
+
+def test_sharded_checkpoints_are_whole_files():
+    """`seal` and `find_checkpoint` look at files, not at the folders of SHARDED_STATE_DICT."""
+    fsdp = load_config_from_file(str(LAUNCHERS / "fsdp.yaml")).fsdp_config
+    assert fsdp["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    assert fsdp["fsdp_version"] == 2
+
+
+def test_fsdp_without_gpus_says_that_it_is_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    recipe.RunArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert "FSDP is for GPUs" in capsys.readouterr().out
+
+
 # -------------------------------------------------------------------- processes of their own: slow
 
 # Python runs this at the start of every process that has its folder on PYTHONPATH. So the scripts
@@ -946,11 +987,10 @@ def test_two_processes_train_as_one(finished, flags, tmp_path):
     shutil.copytree(finished, two)
     half_batch = "--per_device_train_batch_size=4"
     told = launch(
-        ["torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"],
-        flags(two, *NO_DROPOUT, "--overwrite", half_batch),
+        ["accelerate.commands.launch", "-q", "--config_file", str(LAUNCHERS / "ddp.yaml")],
+        flags(two, *NO_DROPOUT, "--overwrite", half_batch, "--use_cpu=true"),
         two,
         scratch,
-        ACCELERATE_USE_CPU="true",
     )
     assert [process["processes"] for process in told] == [2, 2]
     assert [process["threads"] for process in told] == [max(1, recipe.cores() // 2)] * 2

@@ -113,9 +113,9 @@ class Sample(TrainerCallback):
         self.tokenizer, self.prompt = tokenizer, prompt
 
     def on_evaluate(self, args, state, control, model, **kwargs):
-        """Every process comes by here; one speaks."""
+        """Every process writes the same: with FSDP, none has the whole model. One speaks."""
+        text = write_on(model, self.tokenizer, self.prompt, seed=args.seed)
         if state.is_world_process_zero:
-            text = write_on(model, self.tokenizer, self.prompt, seed=args.seed)
             tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
 
 
@@ -225,21 +225,21 @@ def main(argv=None):
     # 5. Report
     metrics = {k: scores[k] for k in (SCORE, "bits_per_character", "nats_per_token")}
     run = report.run_metrics("gpt", config_name, args, metrics, data, trainer.stopwatch.seconds)
+    model = trainer.whole_model()
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
-            write_report(output_dir, run, trainer, tokenizer, data_args)
+            write_report(output_dir, run, model, trainer.state.log_history, tokenizer, data_args)
         print(f"validation loss: {metrics[SCORE]:.4f} nats per character")
         if args.publish:
             publish(args)
     return run
 
 
-def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args) -> None:
+def write_report(output_dir: Path, run: dict, model, log: list, tokenizer, data_args) -> None:
     """The model folder: weights, code, tokenizer, loss curve, card, and last metrics.json."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
     report.save_model(model, tokenizer, output_dir)
     report.plot_loss(
-        trainer.state.log_history,
+        log,
         output_dir / "figures" / "loss.png",
         {"loss": "training, nats per token", f"eval_{SCORE}": "validation, nats per character"},
     )
