@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
+from groundup.train import loop, recipe
 from groundup.train.loop import load_state, train_loop
 from groundup.train.recipe import RunArguments, find_checkpoint
 
@@ -181,6 +183,28 @@ def test_the_number_of_updates_must_be_said(tmp_path):
     with pytest.raises(ValueError, match="--max_steps"):
         Toy().train(arguments(tmp_path, max_steps=-1))
     assert not checkpoints(tmp_path)
+
+
+def test_a_system_that_cannot_be_sharded_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match=r"ddp\.yaml"):
+        Toy().train(arguments(tmp_path))
+    assert not checkpoints(tmp_path)
+
+
+def test_what_does_not_fit_on_the_disk_is_cleared_away(tmp_path, monkeypatch):
+    """The second checkpoint fails; the first one stays."""
+
+    def seal(folder, seconds):
+        if list(tmp_path.glob("checkpoint-*")):
+            raise OSError(28, "No space left on device")
+        recipe.seal(folder, seconds)
+
+    monkeypatch.setattr(loop, "seal", seal)
+    with pytest.raises(OSError, match="No space left"):
+        Toy().train(arguments(tmp_path))
+    assert not (tmp_path / ".saving").exists()
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 class Malicious:

@@ -1,11 +1,14 @@
 """Muon against the singular value decomposition, its other half against torch's own AdamW."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
+from groundup.train import muon
 from groundup.train.muon import Muon, orthogonalize
 from groundup.train.recipe import muon_groups
 
@@ -155,3 +158,59 @@ def test_only_hidden_matrices_go_to_muon(tied):
     assert in_muon == {n for n in expected if "norm" not in n}
     assert "model.embed_tokens.weight" in in_adamw and "model.embed_positions.weight" in in_adamw
     assert ("lm_head.weight" in in_adamw) is not tied
+
+
+# ---------------------------------------------------------------------------------------- sharded
+
+# Two processes of torch alone, which start in a second: the file is imported without its package.
+TWO_PROCESSES = """
+import importlib.util, os, sys
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+spec = importlib.util.spec_from_file_location("muon", sys.argv[1])
+muon = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(muon)
+rank = 0 if os.fork() else 1
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+
+def trained(shard):
+    torch.manual_seed(0)
+    # Matrices of both forms, two of one shape, one of a height that two do not divide.
+    sizes = (6, 8), (8, 8), (8, 8), (8, 5)
+    model = torch.nn.Sequential(*(torch.nn.Linear(*size) for size in sizes))
+    if shard:
+        fully_shard(model)
+        assert model[0].weight.to_local().shape == (4, 6)
+    matrices = [layer.weight for layer in model]
+    vectors = [layer.bias for layer in model]
+    shared = {"lr": 0.1, "weight_decay": 0.1}
+    optimizer = muon.Muon([
+        {"params": matrices, "use_muon": True, **shared},
+        {"params": vectors, "use_muon": False, **shared},
+    ])
+    for _ in range(3):
+        model(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [muon.gather(p) for p in model.parameters()]
+
+for whole, sharded in zip(trained(False), trained(True), strict=True):
+    torch.testing.assert_close(sharded, whole)
+dist.destroy_process_group()
+if rank == 0 and os.wait()[1] != 0:
+    sys.exit("the other process failed")
+"""
+
+
+def test_sharded_matrices_get_the_update_of_whole_ones(tmp_path):
+    """FSDP: half of each matrix in each of two processes."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES, muon.__file__, str(tmp_path / "meet")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr

@@ -18,8 +18,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -675,6 +678,112 @@ def test_evaluate_only_without_a_model(flags, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+# ------------------------------------------------------------------------------------ full disks
+
+SAID_BY = {
+    "Python": OSError(28, "No space left on device"),
+    "safetensors": SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    ),
+    "tokenizers": Exception("No space left on device (os error 28)"),
+    "torch": RuntimeError("basic_ios::clear: iostream error"),
+    "quota": OSError(122, "Disk quota exceeded"),
+}
+DISK_FULL = "error: disk full: free some space; the same command resumes"
+
+
+@pytest.mark.parametrize("library", SAID_BY)
+def test_a_full_disk_is_one_line_whoever_says_it(library, capsys):
+    @recipe.one_line_errors
+    def main(argv):
+        try:
+            raise SAID_BY[library]
+        finally:
+            raise RuntimeError("unexpected pos 576 vs 534")  # torch, when it closes the file
+
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(DISK_FULL)
+
+
+def test_an_error_of_ours_is_no_full_disk():
+    @recipe.one_line_errors
+    def main(argv):
+        raise RuntimeError("a mistake in the code")
+
+    with pytest.raises(RuntimeError, match="a mistake in the code"):
+        main([])
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk, and this is not Linux's root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a model may be mapped yet
+
+
+def fill(disk: Path, left: int) -> None:
+    """Leaves so many bytes."""
+    with (disk / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(disk / "filling", (disk / "filling").stat().st_size - left)
+
+
+FULL_WHEN = {
+    "a checkpoint": (recipe.Trainer, "_save_checkpoint"),
+    "a checkpoint's optimiser": (recipe.Trainer, "_save_optimizer_and_scheduler"),
+    "the final model": (report, "save_model"),
+    "the card": (report, "write_card"),
+}
+
+
+@pytest.mark.parametrize("what", FULL_WHEN)
+def test_a_full_disk(finished, flags, disk, monkeypatch, capsys, what):
+    """What was saved stays; with space again, the same command ends with the same bits."""
+    owner, name = FULL_WHEN[what]
+    saved = getattr(owner, name)
+    calls = []
+
+    def save(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == 2 or owner is report:  # the second checkpoint
+            fill(disk, left=0 if name == "write_card" else 4096)
+        return saved(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, save)
+        with pytest.raises(SystemExit, match="2"):
+            gpt.main(flags(disk / "run"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(DISK_FULL)
+    left = {path.name for path in (disk / "run").iterdir()}
+    whole = STEPS if owner is report else 2
+    assert recipe.find_checkpoint(disk / "run") == disk / "run" / f"checkpoint-{whole}"
+    assert "metrics.json" not in left and not {".saving", ".README.md.partial"} & left
+
+    (disk / "filling").unlink()
+    gpt.main(flags(disk / "run"))
+    assert f"resuming from {disk / 'run' / f'checkpoint-{whole}'}" in capsys.readouterr().out
+    assert_same_bits(disk / "run", finished)
+
+
+def test_a_read_only_folder(finished, flags, disk, capsys):
+    """A new run is refused; a finished one can be scored."""
+    shutil.copytree(finished, disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    words = ["cannot write to", "Read-only", "choose another --output_dir"]
+    for folder in ("new", "run"):
+        assert_refused(capsys, flags(disk / folder), *words)
+    gpt.main(flags(disk / "run", "--evaluate_only"))
+
+
 # ------------------------------------------------------------------------------------ mathematics
 
 
@@ -724,6 +833,45 @@ def test_threads_are_shared_between_the_processes_of_a_machine(monkeypatch):
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+# -------------------------------------------------------------------------------------- launchers
+
+LAUNCHERS = recipe.CONFIGS / "accelerate"
+KINDS = {
+    "ddp": {"distributed_type": "MULTI_GPU", "num_machines": 1},
+    "fsdp": {"distributed_type": "FSDP", "num_machines": 1},
+    "multi_node": {"distributed_type": "MULTI_GPU", "num_machines": 2, "machine_rank": 0},
+}
+
+
+def test_all_launcher_configs_are_known():
+    assert {path.stem for path in LAUNCHERS.glob("*.yaml")} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_launcher_config_is_understood(name):
+    """By accelerate, which passes over a wrong key of `fsdp_config` without a word."""
+    path = LAUNCHERS / f"{name}.yaml"
+    config = load_config_from_file(str(path)).to_dict()
+    assert config.items() >= KINDS[name].items()
+    assert config["num_processes"] >= 2
+    flags = vars(launch_command_parser().parse_args(["train/gpt.py"]))
+    assert set(config.get("fsdp_config", ())) <= set(flags)
+    assert f"--config_file configs/accelerate/{name}.yaml" in path.read_text()
+
+
+def test_sharded_checkpoints_are_whole_files():
+    """`seal` and `find_checkpoint` look at files, not at the folders of SHARDED_STATE_DICT."""
+    fsdp = load_config_from_file(str(LAUNCHERS / "fsdp.yaml")).fsdp_config
+    assert fsdp["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    assert fsdp["fsdp_version"] == 2
+
+
+def test_fsdp_without_gpus_says_that_it_is_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    recipe.RunArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert "FSDP is for GPUs" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------- processes of their own: slow
@@ -856,11 +1004,10 @@ def test_two_processes_train_as_one(finished, flags, tmp_path):
     shutil.copytree(finished, two)
     half_batch = "--per_device_train_batch_size=4"
     told = launch(
-        ["torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"],
-        flags(two, *NO_DROPOUT, "--overwrite", half_batch),
+        ["accelerate.commands.launch", "-q", "--config_file", str(LAUNCHERS / "ddp.yaml")],
+        flags(two, *NO_DROPOUT, "--overwrite", half_batch, "--use_cpu=true"),
         two,
         scratch,
-        ACCELERATE_USE_CPU="true",
     )
     assert [process["processes"] for process in told] == [2, 2]
     assert [process["threads"] for process in told] == [max(1, recipe.cores() // 2)] * 2

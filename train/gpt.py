@@ -163,9 +163,9 @@ class Sample(TrainerCallback):
         self.tokenizer, self.prompt = tokenizer, prompt
 
     def on_evaluate(self, args, state, control, model, **kwargs):
-        """Every process comes by here; one speaks."""
+        """Every process writes the same: with FSDP, none has the whole model. One speaks."""
+        text = write_on(model, self.tokenizer, self.prompt, seed=args.seed)
         if state.is_world_process_zero:
-            text = write_on(model, self.tokenizer, self.prompt, seed=args.seed)
             tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
 
 
@@ -288,27 +288,30 @@ def main(argv=None):
     if not args.evaluate_only and tune_args.base_model:
         metrics |= {f"{SCORE}_before": before[f"eval_{SCORE}"], "trained_parameters": trained}
     run = report.run_metrics("gpt", config_name, args, metrics, data, trainer.stopwatch.seconds)
+    model = trainer.whole_model()
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
-            write_report(output_dir, run, trainer, tokenizer, data_args, tune_args)
+            log = trainer.state.log_history
+            write_report(output_dir, run, model, log, tokenizer, data_args, tune_args)
         print(f"validation loss: {metrics[SCORE]:.4f} nats per character")
         if args.publish:
             publish(args)
     return run
 
 
-def write_report(output_dir: Path, run: dict, trainer, tokenizer, data_args, tune_args) -> None:
+def write_report(
+    output_dir: Path, run: dict, model, log: list, tokenizer, data_args, tune_args
+) -> None:
     """The model folder: weights, code, tokenizer, loss curve, card, and last metrics.json.
 
     What LoRA has learned is kept as an adapter, and added to the weights of the model.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if tune_args.lora_rank:
         adapters.save_adapter(model, tokenizer, output_dir)
         model = model.merge_and_unload()
     report.save_model(model, tokenizer, output_dir)
     report.plot_loss(
-        trainer.state.log_history,
+        log,
         output_dir / "figures" / "loss.png",
         {"loss": "training, nats per token", f"eval_{SCORE}": "validation, nats per character"},
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import tqdm
+from accelerate.utils import DistributedType, tqdm
 
 from groundup.train.recipe import (
     MANIFEST,
@@ -53,8 +53,13 @@ def train_loop(
         The log, one dictionary per entry with its `step`; the seconds of optimisation.
 
     Raises:
-        ValueError: `args.max_steps` is not set.
+        ValueError: `args.max_steps` is not set, or FSDP is asked for.
     """
+    if accelerator.distributed_type == DistributedType.FSDP:  # one process would save its part only
+        raise ValueError(
+            "this system does not shard its weights: launch it with configs/accelerate/ddp.yaml or "
+            "multi_node.yaml"
+        )
     if args.max_steps < 1:
         raise ValueError("set --max_steps: how many updates to make")
     for name in ("logging_steps", "save_steps", "eval_steps"):
@@ -99,18 +104,22 @@ def train_loop(
 def save_state(accelerator, output_dir: Path, stateful, step: int, log, seconds) -> None:
     """Writes `checkpoint-<step>`: there whole or not at all. Each process adds its random state."""
     staging = output_dir / ".saving"
-    if accelerator.is_main_process:
-        shutil.rmtree(staging, ignore_errors=True)  # what a killed run left half written
-        staging.mkdir(parents=True)
-        content = {name: thing.state_dict() for name, thing in stateful.items()}
-        torch.save(content, staging / STATE)
-        (staging / "log.json").write_text(json.dumps(log), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    torch.save(random_states(), staging / f"random_{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        seal(staging, seconds)
-        put_in_place(staging, output_dir / f"checkpoint-{step}")
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)  # what a killed run left half written
+            staging.mkdir(parents=True)
+            content = {name: thing.state_dict() for name, thing in stateful.items()}
+            torch.save(content, staging / STATE)
+            (staging / "log.json").write_text(json.dumps(log), encoding="utf-8")
+        accelerator.wait_for_everyone()
+        torch.save(random_states(), staging / f"random_{accelerator.process_index}.pt")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            seal(staging, seconds)
+            put_in_place(staging, output_dir / f"checkpoint-{step}")
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)  # on a full disk, what was begun
     accelerator.wait_for_everyone()
 
 

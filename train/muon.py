@@ -7,6 +7,7 @@ Embeddings, output layers, norms and biases keep AdamW (Loshchilov and Hutter 20
 """
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # The odd quintic a x + b x^3 + c x^5, taken five times, sends all but the smallest singular values
 # in (0, 1] to about 1 (0.7 to 1.2): steep at 0, at the price of accuracy at 1, which training does
@@ -27,8 +28,24 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x if wide else x.mT
 
 
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that FSDP has spread over the processes; every one of them must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(whole: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that every process has, cut as the parameter `p` is."""
+    if not isinstance(p, DTensor):
+        return whole
+    # src_data_rank=None: nothing is sent, each process cuts its own copy.
+    return distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for the hidden matrices and AdamW for the rest, as one optimiser.
+
+    Under FSDP each process keeps a part of each matrix and of its momentum. To orthogonalise takes
+    all of it: for this alone the matrices are gathered, and every process does the same product.
 
     Args:
         groups: parameter groups; each has `params`, `use_muon` (its parameters are then matrices,
@@ -76,7 +93,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - group["momentum"])
             ahead = p.grad.lerp(state["momentum"], group["momentum"])
-            ahead = ahead.flatten(1)  # filters (out, in, y, x) -> (out, in * y * x)
+            ahead = gather(ahead).flatten(1)  # filters (out, in, y, x) -> (out, in * y * x)
             by_shape.setdefault(ahead.shape, []).append((p, ahead))
         for (rows, columns), pairs in by_shape.items():
             updates = orthogonalize(torch.stack([ahead for _, ahead in pairs]))
@@ -86,7 +103,7 @@ class Muon(torch.optim.Optimizer):
                 if group["keep_norm"]:
                     p.mul_(rows**0.5 / p.norm())
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.to(p.dtype).view(p.shape), alpha=-scale)
+                p.add_(shard_like(update.to(p.dtype).view(p.shape), p), alpha=-scale)
 
     def _adamw_step(self, params, group):
         beta1, beta2 = group["betas"]

@@ -77,6 +77,8 @@ class RunArguments(TrainingArguments):
         # Trainer allows bf16 on a CPU only where it is told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.use_cpu and os.environ.get("ACCELERATE_USE_FSDP") and self.process_index == 0:
+            print("FSDP is for GPUs: on this CPU each process has the whole model, as with DDP")
 
 
 # The few of TrainingArguments' 120 fields that `--help` shows; all of them are flags.
@@ -268,14 +270,34 @@ def one_line_errors(main):
         except KeyboardInterrupt as stop:
             print("stopped; the same command resumes from the newest checkpoint", file=sys.stderr)
             raise SystemExit(130) from stop
-        except (ValueError, OSError, SafetensorError) as error:
+        except Exception as error:
+            if disk_is_full(error):
+                message = "disk full: free some space; the same command resumes from the newest "
+                message += "checkpoint"
+            elif isinstance(error, ValueError | OSError | SafetensorError):
+                message = " ".join(str(error).split())  # all on one line
+            else:
+                raise
             if os.environ.get("GROUNDUP_DEBUG"):
                 traceback.print_exc()
-            # All on one line; GROUNDUP_DEBUG=1 shows where it comes from.
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             raise SystemExit(2) from error
 
     return wrapper
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says so: each library has its own way.
+
+    Python and safetensors repeat the system's words, tokenizers does so in a bare Exception, and
+    torch.save has a RuntimeError about a stream that it could not write to.
+    """
+    words = ("No space left on device", "quota exceeded", "iostream error", "StreamWriter failed")
+    while error is not None:
+        if any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # -------------------------------------------------------------------- folders that appear at once
@@ -302,9 +324,12 @@ def put_in_place(staging: Path, path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """A text file that is there whole or not at all."""
     staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(text, encoding="utf-8")
-    _flush(staging)
-    staging.replace(path)
+    try:
+        staging.write_text(text, encoding="utf-8")
+        _flush(staging)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -493,6 +518,7 @@ class RunTrainer(Trainer):
             raise ValueError(str(error)) from error
         self.stopwatch = Stopwatch()
         self.add_callback(self.stopwatch)
+        self._model_class = type(self.model)  # FSDP will make another of it
         self._staging = None
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs):
@@ -512,11 +538,39 @@ class RunTrainer(Trainer):
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if not 0 < self.args.max_steps <= state.global_step:
             return False
+        self._shard()
         self._load_from_checkpoint(str(checkpoint))
         state.is_local_process_zero = self.is_local_process_zero()
         state.is_world_process_zero = self.is_world_process_zero()
         self.state = state
         return True
+
+    def evaluate(self, *args, **kwargs):
+        """The scores of the model as it is, trained here or not."""
+        self._shard()
+        return super().evaluate(*args, **kwargs)
+
+    def _shard(self):
+        # What is trained is sharded by then. FSDP takes a model only together with its optimiser.
+        if self.is_fsdp_enabled and self.optimizer is None:
+            self.model, self.optimizer = self.accelerator.prepare(
+                self.model, self.create_optimizer()
+            )
+
+    def whole_model(self):
+        """The model as it was made, for the first process to save: without what wraps it.
+
+        What FSDP has spread over the processes is gathered, so every process must call this; the
+        weights are then in the first one only.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not self.is_fsdp_enabled:
+            return model
+        weights = self.accelerator.get_state_dict(self.model)
+        whole = self._model_class(model.config)
+        if self.is_world_process_zero():
+            whole.load_state_dict(weights)
+        return whole
 
     def _issue_warnings_after_load(self, load_result):
         # A tied weight is saved once, under its other name: nothing is missing.
@@ -568,7 +622,14 @@ class RunTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
+        # FSDP makes a class of its own of the model's, whose code would be saved instead of ours.
+        wrapped_class = type(self.model)
+        if self.is_fsdp_enabled:
+            self.model.__class__ = self._model_class
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.__class__ = wrapped_class
         if self.args.should_save:
             # Trainer leaves a pickle of its arguments, which nothing reads and nobody should load.
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)

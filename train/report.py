@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -112,9 +113,12 @@ def plot_loss(history: list[dict], path: Path, lines: dict[str, str]) -> None:
 def save_model(model, processor, output_dir: Path) -> None:
     """The model, its code and its tokenizer or processor: each file whole or not at all."""
     staging = output_dir / ".saving"
-    model.save_pretrained(staging)
-    processor.save_pretrained(staging)
-    put_in_place(staging, output_dir / ".saved")
+    try:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        put_in_place(staging, output_dir / ".saved")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # on a full disk, what was begun
     for file in (output_dir / ".saved").iterdir():
         file.replace(output_dir / file.name)
     (output_dir / ".saved").rmdir()
