@@ -1,8 +1,8 @@
 """CNN: a small convolutional network that learns CIFAR-10 in minutes.
 
-Convolutions look for small patterns, the same ones all over the picture; pooling halves the grid, so
-that the next patterns are made of what was found in a window twice as wide (LeCun et al. 1998). This
-network follows Jordan 2024 ("94% on CIFAR-10 in 3.29 seconds on a single GPU"):
+Convolutions look for small patterns, the same ones all over the picture; pooling halves the grid,
+so that the next patterns are made of what was found in a window twice as wide (LeCun et al. 1998).
+This network follows Jordan 2024 ("94% on CIFAR-10 in 3.29 seconds on a single GPU"):
 
     picture                           (batch, 3, 32, 32)
       -> whitening, act               (batch, 24, 31, 31)
@@ -16,6 +16,8 @@ What makes it quick to train: the first layer is not learned but computed (`init
 other filter bank begins as the identity, so that pictures pass through all of it from the first
 step; each normalisation has a shift but no scale, and keeps up with the last few batches.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -114,9 +116,7 @@ class Group(nn.Module):
     def __init__(self, config: CNNConfig, in_channels: int, out_channels: int):
         super().__init__()
         widths = [in_channels] + config.depth * [out_channels]
-        self.convs = nn.ModuleList(
-            convolution(*pair, 3) for pair in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(convolution(*pair, 3) for pair in pairwise(widths))
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(out_channels, momentum=config.batch_norm_momentum)
             for _ in range(config.depth)
@@ -166,9 +166,7 @@ class CNNModel(CNNPreTrainedModel):
         self.whitening = Whitening(config.num_channels, config.whitening_size)
         self.act = activation(config.hidden_act)
         widths = [self.whitening.out_channels, *config.hidden_sizes]
-        self.groups = nn.ModuleList(
-            Group(config, *pair) for pair in zip(widths, widths[1:], strict=False)
-        )
+        self.groups = nn.ModuleList(Group(config, *pair) for pair in pairwise(widths))
         self.post_init()
 
     def init_whitening(self, pixel_values: torch.Tensor) -> None:
