@@ -119,6 +119,14 @@ class Sample(TrainerCallback):
             tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
 
 
+class NoEpochs(TrainerCallback):
+    """Leaves epochs out of what is printed: of overlapping blocks, one is many passes."""
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        """Called before what prints."""
+        logs.pop("epoch", None)
+
+
 def write_on(model, tokenizer, prompt: str, seed: int, tokens: int = SAMPLE_TOKENS) -> str:
     """A sample of the model's text, which leaves the run's random numbers alone.
 
@@ -215,12 +223,12 @@ def main(argv=None):
             references=out.predictions[:, 1].astype(int),
             characters=characters,
         ),
-        callbacks=[Sample(tokenizer, data_args.prompt)],
+        callbacks=[Sample(tokenizer, data_args.prompt), NoEpochs()],
     )
     if not args.evaluate_only:
         print(f"{model.num_parameters():,} parameters; blocks of {block_size} tokens")
         trainer.train(checkpoint)
-    scores = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items()}
+    scores = trainer.scores()
 
     # 5. Report
     metrics = {k: scores[k] for k in (SCORE, "bits_per_character", "nats_per_token")}
