@@ -14,7 +14,7 @@ help:
 	@echo "make test           run all tests"
 	@echo "make lint           check style; make format mends it"
 	@echo "make verify ROW=gpt score the models in pretrained/ again"
-	@echo "make space ROW=gpt  open a model's demo in the browser"
+	@echo "make space ROW=gpt  serve a model's demo; open the address that it prints"
 	@echo "make bench ROW=gpt  measure a model beside its peers"
 	@echo "make clean          remove the virtual environment and what building left"
 	@echo "make results        write the table of the README from results/"

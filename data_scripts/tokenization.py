@@ -193,7 +193,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[s
             num_unknown += int((ids == tokenizer.unk_token_id).sum())
             rows += [start, ids] if starts_document else [ids]
     if num_unknown:
-        logger.warning("%d tokens are unknown, and were encoded as %s", num_unknown, END_OF_TEXT)
+        logger.warning("unknown tokens: %d, encoded as %s", num_unknown, END_OF_TEXT)
     return np.concatenate(rows)
 
 

@@ -7,15 +7,18 @@
 It keeps model, dataset and Space repositories in memory: each commit is a complete mapping from
 path to content, and only a commit request that arrived whole makes one. Large files come by LFS
 (batch, then PUT), small ones inside the commit. Writing needs a token, any token; its owner is
-"user". Faults can be set: `fail_next`, `cut_next_upload`, `delay`.
+"user". Faults can be set: `fail_next`, `cut_next_upload`, `cut_next_download`, `delay`; each at any
+request, or only at those whose "METHOD /path" a regular expression finds.
 """
 
 import base64
 import hashlib
 import json
+import math
 import re
+import sys
 import threading
-import time
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -43,6 +46,19 @@ class HubError(Exception):
         self.status, self.code, self.answer = status, code, {"error": message} | more
 
 
+@dataclass
+class Fault:
+    """What goes wrong with the next `left` requests whose "METHOD /path" matches `on`."""
+
+    kind: str
+    on: str
+    left: float
+    value: float = 0
+
+    def suffers(self, kind: str, request: str) -> bool:
+        return self.kind == kind and self.left > 0 and re.search(self.on, request) is not None
+
+
 class StandInHub:
     """The server and its repositories. Thread-safe; `url` is what HF_ENDPOINT should be."""
 
@@ -51,10 +67,9 @@ class StandInHub:
         self.blobs: dict[str, bytes] = {}  # LFS uploads by sha256; visible once a commit names them
         self.requests: list[tuple[str, str]] = []  # (method, path) of each that was made
         self.lock = threading.Lock()
-        self._failures, self._failure_status, self._cuts, self._delay = 0, 500, 0, 0.0
+        self.faults: list[Fault] = []
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self):
@@ -71,32 +86,37 @@ class StandInHub:
             commits = self.repos.get((repo_type, repo_id))
             return dict(list(commits.values())[-1]) if commits else {}
 
-    def fail_next(self, n: int, status: int = 500) -> None:
-        """The next `n` requests are answered with this status. The client tries 5xx six times."""
-        self._failures, self._failure_status = n, status
+    def fail_next(self, n: float, status: int = 500, on: str = "") -> None:
+        """The next `n` requests are answered with this status. The client tries most 5xx again."""
+        self.faults.append(Fault("fail", on, n, status))
 
-    def cut_next_upload(self, times: int = 1) -> None:
-        """The next LFS uploads break off half way, without an answer."""
-        self._cuts = times
+    def cut_next_upload(self, times: float = 1, on: str = "^PUT /lfs/") -> None:
+        """The next uploads break off half way, without an answer."""
+        self.faults.append(Fault("cut_upload", on, times))
 
-    def delay(self, seconds: float) -> None:
-        """Every request from now on takes so much longer."""
-        self._delay = seconds
+    def cut_next_download(self, times: float = 1, on: str = "/resolve/") -> None:
+        """The next downloads break off half way."""
+        self.faults.append(Fault("cut_download", f"^GET .*{on}", times))
+
+    def delay(self, seconds: float, on: str = "", times: float = math.inf) -> None:
+        """The next requests, all unless `times` says how many, take so much longer."""
+        self.faults.append(Fault("delay", on, times, seconds))
 
     def heal(self) -> None:
         """No faults from here on."""
-        self._failures, self._cuts, self._delay = 0, 0, 0.0
+        self.faults.clear()
 
     def link(self, kind: str, repo_id: str) -> str:
         """A repository's address."""
         return f"{self.url}/{repo_id}" if kind == "model" else f"{self.url}/{kind}s/{repo_id}"
 
-    def take_fault(self, kind: str) -> bool:
-        """Whether this request is to suffer a fault of this kind ("_failures" or "_cuts")."""
+    def take_fault(self, kind: str, request: str) -> Fault | None:
+        """The fault of this kind that a request is to suffer; it has then suffered it."""
         with self.lock:
-            left = getattr(self, kind)
-            setattr(self, kind, max(left - 1, 0))
-            return left > 0
+            fault = next((f for f in self.faults if f.suffers(kind, request)), None)
+            if fault is not None:
+                fault.left -= 1
+            return fault
 
     def create(self, kind: str, repo_id: str) -> None:
         if (kind, repo_id) in self.repos:
@@ -161,6 +181,15 @@ ROUTES = [
 ROUTES = [(method, re.compile(pattern), name) for method, pattern, name in ROUTES]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """A client that has gone away is no error of the server's."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One method for each call that the client makes; each returns what is sent as JSON."""
 
@@ -175,8 +204,10 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         self.hub.requests.append((self.command, url.path))
-        time.sleep(self.hub._delay)
-        if url.path.startswith("/lfs/") and self.hub.take_fault("_cuts"):
+        self.call = f"{self.command} {unquote(url.path)}"
+        if slow := self.hub.take_fault("delay", self.call):
+            threading.Event().wait(slow.value)  # not time.sleep, which tests replace
+        if self.hub.take_fault("cut_upload", self.call):
             self.rfile.read(int(self.headers.get("Content-Length", 2)) // 2)
             self.close_connection = True
             return
@@ -185,8 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         try:
-            if self.hub.take_fault("_failures"):
-                raise HubError(self.hub._failure_status, "A fault that the test has set")
+            if failure := self.hub.take_fault("fail", self.call):
+                raise HubError(failure.value, "A fault that the test has set")
             answer = self.route(unquote(url.path))
         except HubError as error:
             code = {"X-Error-Code": error.code} if error.code else {}
@@ -240,6 +271,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
         self.end_headers()
+        if self.hub.take_fault("cut_download", self.call):
+            content = content[: len(content) // 2]
+            self.close_connection = True
         if self.command != "HEAD":
             self.wfile.write(content)
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -188,12 +189,24 @@ def test_datasets_go_up_and_come_down(hub):
     assert again.to_dict() == rows.to_dict()
 
 
-def test_a_slow_hub(hub, api, monkeypatch):
-    slept = []
-    monkeypatch.setattr("time.sleep", slept.append)
-    hub.delay(0.5)
+def test_a_slow_hub(hub, api):
+    hub.delay(0.2, on="whoami")
+    before = time.monotonic()
     api.whoami()
-    assert 0.5 in slept
+    assert time.monotonic() - before >= 0.2
+
+
+def test_faults_at_some_calls_only(hub, api, folder, tmp_path):
+    api.create_repo("some")
+    hub.fail_next(1, status=403, on="^GET .*README")
+    api.upload_folder(repo_id="user/some", folder_path=folder)
+    with pytest.raises(HfHubHTTPError, match="403"):
+        api.hf_hub_download("user/some", "README.md")
+    hub.cut_next_download(3, on="safetensors")
+    hub.requests.clear()
+    down = Path(api.hf_hub_download("user/some", "model.safetensors"))
+    assert [method for method, _ in hub.requests].count("GET") == 4
+    assert down.read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_no_other_hub_is_asked(hub):

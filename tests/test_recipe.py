@@ -23,7 +23,7 @@ from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from groundup import results
@@ -264,7 +264,7 @@ def test_an_empty_config_changes_nothing(yaml_file):
 
 def test_help_is_one_page(capsys, yaml_file):
     with pytest.raises(SystemExit) as stopped:
-        gpt.main(["--config", yaml_file("max_steps: 1234"), "--help"])
+        gpt.main(["--config", yaml_file("max_steps: 1234\neval_steps: 100"), "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 60
@@ -272,6 +272,7 @@ def test_help_is_one_page(capsys, yaml_file):
     own = {f.name for kind in (gpt.DataArguments, gpt.ModelArguments) for f in kind_fields(kind)}
     assert own | set(recipe.SHOWN) | {"config", "overwrite", "muon_learning_rate"} <= shown
     assert "ddp_bucket_cap_mb" not in text and "SUPPRESS" not in text
+    assert "(default: 100)" in text and "100.0" not in text  # eval_steps are floats to Trainer
     assert "(default: 1234)" in text  # what would be used, not what transformers would use
 
 
@@ -386,6 +387,23 @@ def test_an_unfinished_run_resumes_to_the_same_bits(finished, unfinished, copy_o
     assert changed["metrics"] == json.loads((finished / "metrics.json").read_text())["metrics"]
 
 
+def test_the_last_evaluation_is_made_once(flags, tmp_path, monkeypatch, capsys):
+    made, evaluate = [], recipe.RunTrainer.evaluate
+
+    def count(self, *args, **kwargs):
+        made.append(self.state.global_step)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(recipe.RunTrainer, "evaluate", count)
+    once = gpt.main(flags(tmp_path / "once"))
+    assert made == [STEPS]
+    printed = capsys.readouterr().out
+    assert "'eval_loss'" in printed and "'epoch'" not in printed
+    again = gpt.main(flags(tmp_path / "again", "--eval_strategy", "no"))
+    assert made == [STEPS, STEPS]
+    assert again["metrics"] == once["metrics"]
+
+
 def test_the_seed_makes_the_run(finished, flags, tmp_path):
     """Else the tests of equal bits would say nothing."""
     gpt.main(flags(tmp_path / "run", "--seed", "1"))
@@ -460,25 +478,6 @@ def test_a_finished_run_can_be_published(finished, flags, hub, capsys):
     own = {name for name in content(finished) if not name.startswith("checkpoint-")}
     published = {name for name in hub.files("user/finished-run") if not name.startswith(".")}
     assert published == own - {"settings.json"}
-
-
-def test_a_broken_upload_is_one_line_and_the_same_command_completes_it(
-    finished, copy_of, flags, hub, monkeypatch, capsys
-):
-    run = copy_of(finished)
-    weights = load_file(run / "model.safetensors")
-    weights["model.norm.weight"] += 1  # or the Hub has the file already, and nothing is uploaded
-    save_file(weights, run / "model.safetensors", {"format": "pt"})
-    publishing = flags(run, "--push_to_hub", "--hub_model_id", "user/broken-upload")
-    hub.cut_next_upload(times=100)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its tries
-    assert_refused(capsys, publishing, "user/broken-upload", "the same command again")
-    assert not [name for name in hub.files("user/broken-upload") if name.endswith("safetensors")]
-    hub.heal()
-    with pytest.raises(SystemExit) as stopped:
-        gpt.main(publishing)
-    assert stopped.value.code == 0
-    assert "model.safetensors" in hub.files("user/broken-upload")
 
 
 def test_a_finished_run_is_not_taken_for_another(finished, flags, tmp_path, capsys):

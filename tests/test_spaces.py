@@ -23,7 +23,7 @@ from groundup.data_scripts.tokenization import train_tokenizer
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 
 gradio_client = pytest.importorskip("gradio_client", reason="the Spaces need gradio")
-httpx = pytest.importorskip("httpx")  # what gradio_client asks with
+httpx = pytest.importorskip("httpx", reason="gradio_client asks with httpx")
 
 SPACES = Path(__file__).parents[1] / "spaces"
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -507,9 +507,20 @@ def test_a_visit_to_gpt(served, visit, tmp_path):
     button["Another"].click()
     page.wait_for_function(f"{texts}.length == 108 && {texts} != {json.dumps(stopped)}")
     assert page.get_by_label("Seed").input_value() == "2"
+    page.get_by_label("Seed").fill("-3")
+    button["Write"].click()
+    page.get_by_text("Seed is -3; it must be").wait_for()
+    uncovered = """text => {
+        const box = text.getBoundingClientRect();
+        return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) == text;
+    }"""
+    assert text.evaluate(uncovered), "an error hides what was written before"
     page.screenshot(path=tmp_path / "wide.png", full_page=True)
     page = visit(served["gpt"]["url"], 390, 844)
     page.get_by_role("button", name="Write", exact=True).click()
-    page.wait_for_function(f"{texts}.length > 300")
+    page.wait_for_function(f"{texts}.length > 400")
+    page.wait_for_timeout(300)
+    grown = "document.querySelectorAll('textarea')[1]"
+    assert page.evaluate(f"{grown}.scrollHeight <= {grown}.clientHeight + 2"), "text is cut off"
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -169,6 +169,14 @@ class Sample(TrainerCallback):
             tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
 
 
+class NoEpochs(TrainerCallback):
+    """Leaves epochs out of what is printed: of overlapping blocks, one is many passes."""
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        """Called before what prints."""
+        logs.pop("epoch", None)
+
+
 def write_on(model, tokenizer, prompt: str, seed: int, tokens: int = SAMPLE_TOKENS) -> str:
     """A sample of the model's text, which leaves the run's random numbers alone.
 
@@ -274,17 +282,17 @@ def main(argv=None):
             references=out.predictions[:, 1].astype(int),
             characters=characters,
         ),
-        callbacks=[Sample(tokenizer, data_args.prompt)],
+        callbacks=[Sample(tokenizer, data_args.prompt), NoEpochs()],
     )
     if not args.evaluate_only:
         trained = model.num_parameters(only_trainable=True)
         print(f"{trained:,} parameters to train; blocks of {block_size} tokens")
         before = trainer.evaluate() if tune_args.base_model else None
         trainer.train(checkpoint)
-    scores = trainer.evaluate()
+    scores = trainer.scores()
 
     # 5. Report
-    metrics = {k: scores[f"eval_{k}"] for k in (SCORE, "bits_per_character", "nats_per_token")}
+    metrics = {k: scores[k] for k in (SCORE, "bits_per_character", "nats_per_token")}
     if not args.evaluate_only and tune_args.base_model:
         metrics |= {f"{SCORE}_before": before[f"eval_{SCORE}"], "trained_parameters": trained}
     run = report.run_metrics("gpt", config_name, args, metrics, data, trainer.stopwatch.seconds)

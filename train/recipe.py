@@ -96,6 +96,7 @@ SHOWN = {
     "bf16": "Mixed precision in bfloat16.",
     "seed": "For weights, order and dropout.",
     "logging_steps": "Updates between two lines of the log.",
+    "eval_strategy": "When to evaluate: no, steps or epoch.",
     "eval_steps": "Updates between two evaluations.",
     "save_steps": "Updates between two checkpoints.",
     "report_to": "Also log to: tensorboard, trackio, wandb, ...",
@@ -134,8 +135,9 @@ class OnePage(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         absent = action.default is None or action.default is argparse.SUPPRESS
-        has_default = not absent and str(action.default).strip()
-        return action.help + (" (default: %(default)s)" if has_default else "")
+        whole = isinstance(action.default, float) and action.default.is_integer()
+        default = "" if absent else str(int(action.default) if whole else action.default).strip()
+        return action.help + (f" (default: {default.replace('%', '%%')})" if default else "")
 
 
 class Parser(HfArgumentParser):
@@ -532,6 +534,15 @@ class RunTrainer(Trainer):
                 return None  # Trainer would make one update more
             resume_from_checkpoint = str(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def scores(self) -> dict[str, float]:
+        """What `evaluate` says after the last update, asked again only where it was not then."""
+        for entry in self.state.log_history[::-1]:
+            if "eval_loss" in entry and entry["step"] == self.state.global_step:
+                break
+        else:
+            entry = self.evaluate()
+        return {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
 
     def _is_trained(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is of the last update; if so, takes its weights and its log."""

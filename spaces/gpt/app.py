@@ -33,6 +33,8 @@ was trained on.
   likeliest token is always taken.
 - **Top k**, **top p**: only the k likeliest tokens are in the draw (0: all), and of these only
   the likeliest that together have probability p.
+- **Length**: so many tokens are written. A token is a character, or with some models a piece of a
+  word.
 - **Seed**: the same seed and settings give the same text.
 - The model looks back at most {context} tokens. When so many are read, it forgets the older half
   and goes on.
@@ -165,7 +167,13 @@ def build(writer: Writer, source: space.Source) -> gr.Blocks:
                     elem_id="examples",
                 )
             with gr.Column(scale=3):
-                text = gr.Textbox(label="Text", lines=16, max_lines=16, buttons=["copy"])
+                text = gr.Textbox(
+                    label="Text",
+                    placeholder="What the model writes",
+                    lines=16,
+                    max_lines=100,  # it grows with the text: two scroll bars are one too many
+                    buttons=["copy"],
+                )
         with gr.Row():
             # No narrower, so that each has a line to itself on a phone.
             slim = {"min_width": 175, "buttons": []}

@@ -33,12 +33,17 @@ THEME = gr.themes.Soft(
     block_title_text_color_dark="*neutral_300",
     button_primary_background_fill="*primary_700",  # dark enough for its white letters
     button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_600",
+    body_text_color_subdued="*neutral_500",  # bounds of sliders, footer: to be read as well
 )
 CSS = """
 .gradio-container {max-width: 1080px !important; margin: 0 auto !important}
 .facts {opacity: 0.9}
 #examples .label {color: inherit}
 .tab-like-container input {width: 60px !important}
+footer .divider:last-of-type {display: none}
+[data-testid="status-tracker"]:has(.error) {display: none !important}  /* the message says it */
 @media (max-width: 640px) {.gradio-container > main {padding: 12px !important}}
 """
 
