@@ -4,6 +4,8 @@
     accelerate launch -q train/gpt.py --text my_book.txt --output_dir runs/my_book
     accelerate launch -q train/gpt.py --tokenizer bpe --tokenizer_vocab_size 1024 \\
         --output_dir runs/gpt_bpe
+    accelerate launch -q train/gpt.py --text corpus/ --streaming --tokenizer bpe \\
+        --tokenizer_vocab_size 8192 --output_dir runs/corpus             # more than fits in memory
     accelerate launch -q train/gpt.py --evaluate_only                # score the model in runs/gpt
 """
 
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 
 from groundup.data_scripts.shakespeare import load_shakespeare
 from groundup.data_scripts.sources import describe
+from groundup.data_scripts.streaming import PackedStream, open_stream
 from groundup.data_scripts.text import load_text
 from groundup.data_scripts.tokenization import (
     KINDS,
@@ -45,6 +48,19 @@ class DataArguments:
     text: str | None = field(
         default=None,
         metadata={"help": "A text file or a folder of them (default: tiny Shakespeare)."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Never hold the text in memory. It may then also be JSON lines, Parquet, a "
+            "pattern, or a data set on the Hub."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Which configuration of the data set on the Hub."}
+    )
+    validation_documents: int = field(
+        default=100, metadata={"help": "How many documents, the first, streaming holds out."}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder that holds tinyshakespeare/input.txt."}
@@ -164,11 +180,24 @@ def main(argv=None):
         )
     if args.evaluate_only and not (output_dir / "config.json").is_file():
         raise ValueError(f"{output_dir} holds no model to score; train one first")
+    if data_args.streaming and data_args.text is None:
+        raise ValueError("--streaming needs --text: files, a folder, or a data set on the Hub")
+    if data_args.streaming and data_args.tokenizer == "characters":
+        raise ValueError(
+            "a streamed text has characters that its beginning does not have: set --tokenizer to "
+            "bpe or unigram, which lose nothing, or to a saved one"
+        )
     set_seed(args.seed)
 
     # 2. Data
-    dataset = load_data(data_args)
-    data = describe(dataset)
+    documents = None  # streamed; `dataset` then has the first of them
+    if data_args.streaming:
+        documents, dataset, data = open_stream(
+            data_args.text, data_args.dataset_config_name, data_args.validation_documents
+        )
+    else:
+        dataset = load_data(data_args)
+        data = describe(dataset)
     checkpoint = None
     if not args.evaluate_only:
         settings = recipe.settings_of(args, data_args, model_args, data=data)
@@ -179,8 +208,9 @@ def main(argv=None):
     else:
         tokenizer = make_tokenizer(data_args, texts["train"])
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
+    to_train_on = "a stream of" if documents is not None else f"{len(tokens['train']):,}"
     print(
-        f"{data['source']}: {len(tokens['train']):,} tokens to train on, "
+        f"{data['source']}: {to_train_on} tokens to train on, "
         f"{len(tokens['validation']):,} to validate; vocabulary {len(tokenizer):,}"
     )
 
@@ -201,7 +231,10 @@ def main(argv=None):
     # 4. Fit
     metric, characters = LanguageModelLoss(), sum(map(len, texts["validation"]))
     train_blocks = None
-    if not args.evaluate_only:
+    if documents is not None and not args.evaluate_only:
+        share = (args.process_index, args.world_size)
+        train_blocks = PackedStream(documents, tokenizer, block_size, args.seed, *share)
+    elif not args.evaluate_only:
         train_blocks = TokenBlocks.for_training(tokens["train"], block_size)
     trainer = recipe.RunTrainer(
         model,
