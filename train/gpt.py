@@ -51,26 +51,20 @@ class DataArguments:
     )
     streaming: bool = field(
         default=False,
-        metadata={
-            "help": "Never hold the text in memory. It may then also be JSON lines, Parquet, a "
-            "pattern, or a data set on the Hub."
-        },
+        metadata={"help": "Stream it: text, JSON lines, Parquet, a Hub name."},
     )
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Which configuration of the data set on the Hub."}
+        default=None, metadata={"help": "Configuration of the Hub data set."}
     )
     validation_documents: int = field(
-        default=100, metadata={"help": "How many documents, the first, streaming holds out."}
+        default=100, metadata={"help": "The first, which streaming holds out."}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder that holds tinyshakespeare/input.txt."}
     )
     tokenizer: str = field(
         default="characters",
-        metadata={
-            "help": "characters, bpe or unigram: made from the training text; or the folder or Hub "
-            "name of a saved tokenizer."
-        },
+        metadata={"help": "characters, bpe, unigram, or a saved one."},
     )
     tokenizer_vocab_size: int | None = field(
         default=None, metadata={"help": "Number of tokens that bpe or unigram make."}
@@ -207,6 +201,8 @@ def main(argv=None):
         tokenizer = load_tokenizer(str(output_dir))
     else:
         tokenizer = make_tokenizer(data_args, texts["train"])
+    if documents is not None:
+        del texts["train"]  # which the tokenizer was made from; the stream begins with it
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
     to_train_on = "a stream of" if documents is not None else f"{len(tokens['train']):,}"
     print(
