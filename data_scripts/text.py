@@ -119,7 +119,7 @@ def _read_documents(path: Path) -> Iterator[str]:
             name = PurePosixPath(file.relative_to(path))
             if not file.is_file():
                 continue
-            if _is_archive(file.name) and not _is_left_out(name):
+            if _is_archive(file.name) and not is_left_out(name):
                 yield from (text for _, text in read_archive(file))
             elif _is_document(name):
                 yield read_text(file)
@@ -135,7 +135,7 @@ def _is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def _is_left_out(name: PurePosixPath) -> bool:
+def is_left_out(name: PurePosixPath) -> bool:
     """Hidden files, and the `README` that describes the others."""
     hidden = any(part.startswith(".") for part in name.parts if part != ".")
     return hidden or name.stem.lower() == "readme"
@@ -144,7 +144,7 @@ def _is_left_out(name: PurePosixPath) -> bool:
 def _is_document(name: PurePosixPath) -> bool:
     if name.suffix.lower() in COMPRESSION_SUFFIXES:
         name = name.with_suffix("")
-    return name.suffix.lower() in TEXT_SUFFIXES and not _is_left_out(name)
+    return name.suffix.lower() in TEXT_SUFFIXES and not is_left_out(name)
 
 
 def read_archive(path: Path) -> Iterator[tuple[str, str]]:

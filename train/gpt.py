@@ -5,6 +5,8 @@
     accelerate launch -q train/gpt.py --tokenizer bpe --tokenizer_vocab_size 1024 \\
         --output_dir runs/gpt_bpe
     accelerate launch -q train/gpt.py --config configs/gpt_dickens.yaml   # LoRA: on to Dickens
+    accelerate launch -q train/gpt.py --text corpus/ --streaming --tokenizer bpe \\
+        --tokenizer_vocab_size 8192 --output_dir runs/corpus             # more than fits in memory
     accelerate launch -q train/gpt.py --evaluate_only                # score the model in runs/gpt
 """
 
@@ -19,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 from groundup.data_scripts.gutenberg import load_gutenberg
 from groundup.data_scripts.shakespeare import load_shakespeare
 from groundup.data_scripts.sources import describe
+from groundup.data_scripts.streaming import PackedStream, open_stream
 from groundup.data_scripts.text import load_text
 from groundup.data_scripts.tokenization import (
     KINDS,
@@ -52,15 +55,22 @@ class DataArguments:
     text: str | None = field(
         default=None, metadata={"help": "A text file or a folder of them, in place of a dataset."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Stream it: text, JSON lines, Parquet, a Hub name."},
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the Hub data set."}
+    )
+    validation_documents: int = field(
+        default=100, metadata={"help": "The first, which streaming holds out."}
+    )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder that holds the dataset's files."}
     )
     tokenizer: str = field(
         default="characters",
-        metadata={
-            "help": "characters, bpe or unigram: made from the training text; or the folder or Hub "
-            "name of a saved tokenizer. (A base_model has its own.)"
-        },
+        metadata={"help": "characters, bpe, unigram, or a saved one."},
     )
     tokenizer_vocab_size: int | None = field(
         default=None, metadata={"help": "Number of tokens that bpe or unigram make."}
@@ -227,11 +237,24 @@ def main(argv=None):
         )
     if args.evaluate_only and not (output_dir / "config.json").is_file():
         raise ValueError(f"{output_dir} holds no model to score; train one first")
+    if data_args.streaming and data_args.text is None:
+        raise ValueError("--streaming needs --text: files, a folder, or a data set on the Hub")
+    if data_args.streaming and data_args.tokenizer == "characters":
+        raise ValueError(
+            "a streamed text has characters that its beginning does not have: set --tokenizer to "
+            "bpe or unigram, which lose nothing, or to a saved one"
+        )
     set_seed(args.seed)
 
     # 2. Data
-    dataset = load_data(data_args)
-    data = describe(dataset)
+    documents = None  # streamed; `dataset` then has the first of them
+    if data_args.streaming:
+        documents, dataset, data = open_stream(
+            data_args.text, data_args.dataset_config_name, data_args.validation_documents
+        )
+    else:
+        dataset = load_data(data_args)
+        data = describe(dataset)
     checkpoint = None
     if not args.evaluate_only:
         settings = recipe.settings_of(args, data_args, model_args, tune_args, data=data)
@@ -245,9 +268,12 @@ def main(argv=None):
         new_tokens = add_characters(tokenizer, texts["train"])
     else:
         tokenizer = make_tokenizer(data_args, texts["train"])
+    if documents is not None:
+        del texts["train"]  # which the tokenizer was made from; the stream begins with it
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
+    to_train_on = "a stream of" if documents is not None else f"{len(tokens['train']):,}"
     print(
-        f"{data['source']}: {len(tokens['train']):,} tokens to train on, "
+        f"{data['source']}: {to_train_on} tokens to train on, "
         f"{len(tokens['validation']):,} to validate; vocabulary {len(tokenizer):,}"
     )
 
@@ -268,7 +294,10 @@ def main(argv=None):
     # 4. Fit
     metric, characters = LanguageModelLoss(), sum(map(len, texts["validation"]))
     train_blocks = None
-    if not args.evaluate_only:
+    if documents is not None and not args.evaluate_only:
+        share = (args.process_index, args.world_size)
+        train_blocks = PackedStream(documents, tokenizer, block_size, args.seed, *share)
+    elif not args.evaluate_only:
         train_blocks = TokenBlocks.for_training(tokens["train"], block_size)
     trainer = recipe.RunTrainer(
         model,

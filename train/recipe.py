@@ -505,12 +505,27 @@ class Stopwatch(TrainerCallback):
         self.since = now
 
 
+class OneEpoch(TrainerCallback):
+    """Of a stream without an end, Trainer takes the whole run for one epoch.
+
+    It counts the steps of that epoch from 0 where it resumes and skips no data: this mends its log.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """What share of the epoch is done."""
+        state.epoch = state.global_step / state.max_steps
+
+
 class RunTrainer(Trainer):
-    """transformers' Trainer, with whole checkpoints, Muon and a stopwatch.
+    """transformers' Trainer, with whole checkpoints, Muon, streams and a stopwatch.
 
     Trainer resumes from the highest-numbered folder, whole or not, and a folder without its
     optimiser would go on silently with a fresh one. Here a checkpoint is written under another
     name and renamed when it is complete; only then is an older one deleted.
+
+    A `train_dataset` may be a stream: an endless IterableDataset of this process's own examples,
+    with `state_dict` and `load_state_dict`. Its place is part of a checkpoint, so that a resumed
+    run goes on with the next example, without reading all that were before.
     """
 
     def __init__(self, *args, **kwargs):
@@ -522,6 +537,15 @@ class RunTrainer(Trainer):
         self.add_callback(self.stopwatch)
         self._model_class = type(self.model)  # FSDP will make another of it
         self._staging = None
+        self.is_streaming = isinstance(self.train_dataset, torch.utils.data.IterableDataset)
+        if self.is_streaming:
+            if self.args.dataloader_num_workers:
+                raise ValueError(
+                    "a stream is read by the process that trains on it, whose place in it a "
+                    "checkpoint holds: leave out --dataloader_num_workers"
+                )
+            self.args.ignore_data_skip = True  # Trainer need not skip what the stream has left
+            self.add_callback(OneEpoch)
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs):
         """Trains, from a checkpoint that `find_checkpoint` gave or from the start."""
@@ -532,6 +556,9 @@ class RunTrainer(Trainer):
             print(f"resuming from {resume_from_checkpoint}")
             if self._is_trained(resume_from_checkpoint):
                 return None  # Trainer would make one update more
+            if self.is_streaming:
+                place = (resume_from_checkpoint / self._place_file).read_text(encoding="utf-8")
+                self.train_dataset.load_state_dict(json.loads(place))
             resume_from_checkpoint = str(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -582,6 +609,34 @@ class RunTrainer(Trainer):
         if self.is_world_process_zero():
             whole.load_state_dict(weights)
         return whole
+
+    @property
+    def _place_file(self) -> str:
+        return f"stream_{self.args.process_index}.json"
+
+    def get_train_dataloader(self):
+        """Trainer's own; of a stream, a plain DataLoader.
+
+        Accelerate's would share the examples out once more, and be a batch ahead of the training,
+        so that a checkpoint would hold the wrong place. Its generator is there for it to draw a
+        seed from: it must not draw from those of the run, which a resumed one has restored.
+        """
+        if not self.is_streaming:
+            return super().get_train_dataloader()
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),
+        )
+
+    def _save_rng_state(self, output_dir):
+        # Every process comes by here for its random numbers, before the checkpoint is sealed.
+        super()._save_rng_state(output_dir)
+        if self.is_streaming:
+            place = json.dumps(self.train_dataset.state_dict())
+            (Path(output_dir) / self._place_file).write_text(place, encoding="utf-8")
 
     def _issue_warnings_after_load(self, load_result):
         # A tied weight is saved once, under its other name: nothing is missing.
