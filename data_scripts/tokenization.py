@@ -21,7 +21,7 @@ from itertools import islice
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,24 @@ def train_tokenizer(
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """A saved tokenizer, from a folder or the Hub.
+
+    Raises:
+        ValueError: there is none, or it has no token to begin a text with.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer at {source}; give a folder or Hub name that holds one, "
+            f"or one of {', '.join(KINDS)} to make it from the text"
+        ) from error
+    if tokenizer.bos_token_id is None:
+        raise ValueError(f"the tokenizer at {source} has no bos_token to begin a text with")
+    return tokenizer
 
 
 def _characters(texts: list[str]) -> Tokenizer:

@@ -6,12 +6,17 @@ does the wrapping; what is here says where, how large, and what becomes of it.
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from groundup.train.recipe import put_in_place
+
+# What may differ from a base model's own.
+CHANGEABLE = {"hidden_dropout", "attention_dropout", "attn_implementation"}
 
 
 @dataclass
@@ -32,6 +37,32 @@ class FineTuneArguments:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be 0 (off) or more")
         if self.lora_rank and self.base_model is None:
             raise ValueError("--lora_rank changes a trained model: name it with --base_model")
+
+
+def load_base_model(name: str, model_class, model_args):
+    """A trained model, from a folder or the Hub, with the dropout that the arguments give.
+
+    Raises:
+        ValueError: there is none of this name, or the arguments ask for another shape than it has.
+    """
+    chosen = asdict(model_args)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, **{key: chosen[key] for key in CHANGEABLE}
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
+    if not isinstance(model, model_class):
+        raise ValueError(
+            f"{name} is a {type(model).__name__}; the base model must be a {model_class.__name__}"
+        )
+    for option in fields(model_args):
+        asked, has = chosen[option.name], getattr(model.config, option.name, None)
+        if option.name not in CHANGEABLE and asked not in (has, option.default):
+            raise ValueError(
+                f"{option.name} is {has} in {name} and cannot become {asked}: leave it out"
+            )
+    return model
 
 
 def add_lora(model, rank: int, new_tokens: list[int], embedding: str = "embed_tokens") -> PeftModel:

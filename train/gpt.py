@@ -10,13 +10,12 @@
     accelerate launch -q train/gpt.py --evaluate_only                # score the model in runs/gpt
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict
-from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from datasets import DatasetDict, IterableDataset
+from transformers import AutoModelForCausalLM, set_seed
 
 from groundup.data_scripts.gutenberg import load_gutenberg
 from groundup.data_scripts.shakespeare import load_shakespeare
@@ -28,23 +27,22 @@ from groundup.data_scripts.tokenization import (
     TokenBlocks,
     add_characters,
     encode_documents,
+    load_tokenizer,
     train_tokenizer,
 )
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.train import adapters, recipe, report
-from groundup.train.metrics import LanguageModelLoss
+from groundup.train.metrics import LanguageModelLoss, block_losses
 from groundup.train.publishing import publish
+from groundup.train.writing import NoEpochs, Sample, write_on
 
 SCORE = "nats_per_character"
-SAMPLE_TOKENS = 300
 USAGE = """from transformers import pipeline
 
 write = pipeline("text-generation", "path/to/this/folder", trust_remote_code=True)
 print(write("ROMEO:", max_new_tokens=100, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 DATASETS_ON_HUB = {"tinyshakespeare": ["karpathy/tiny_shakespeare"]}
 ModelArguments = recipe.model_arguments(GPTConfig, leave_out=["vocab_size"])
-# What may differ from a base model's own.
-CHANGEABLE = {"hidden_dropout", "attention_dropout", "attn_implementation"}
 
 
 @dataclass
@@ -80,40 +78,55 @@ class DataArguments:
     def __post_init__(self):
         if self.dataset not in ("shakespeare", "dickens"):
             raise ValueError(f"--dataset {self.dataset} is unknown: give shakespeare or dickens")
+        if self.streaming and self.text is None:
+            raise ValueError("--streaming needs --text: files, a folder, or a data set on the Hub")
 
 
-def make_tokenizer(arguments: DataArguments, texts: list[str]):
-    """A tokenizer of the kind asked for, made from the training text, or a saved one.
+def load_data(arguments: DataArguments) -> tuple[DatasetDict, dict, IterableDataset | None]:
+    """What is read at once, what is known about it, and the rest, if there is a rest.
 
-    Raises:
-        ValueError: there is no such kind, folder or Hub name.
+    Returns:
+        Splits train and validation of documents (column `text`); their description; and where the
+        text is streamed, the stream to train on. Then train is only its beginning, for a tokenizer
+        to be made from.
     """
-    if arguments.tokenizer in KINDS:
-        return train_tokenizer(arguments.tokenizer, texts, arguments.tokenizer_vocab_size)
-    return load_tokenizer(arguments.tokenizer)
-
-
-def load_tokenizer(source: str):
-    """A saved tokenizer, from a folder or the Hub."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer at {source}; give a folder or Hub name that holds one, "
-            f"or one of {', '.join(KINDS)} to make it from the text"
-        ) from error
-    if tokenizer.bos_token_id is None:
-        raise ValueError(f"the tokenizer at {source} has no bos_token to begin a text with")
-    return tokenizer
-
-
-def load_data(arguments: DataArguments) -> DatasetDict:
-    """Splits train and validation of documents (column `text`)."""
+    if arguments.streaming:
+        stream, dataset, description = open_stream(
+            arguments.text, arguments.dataset_config_name, arguments.validation_documents
+        )
+        return dataset, description, stream
     if arguments.text is not None:
-        return load_text(arguments.text)
-    if arguments.dataset == "dickens":
-        return load_gutenberg("dickens", arguments.data_dir)
-    return load_shakespeare(arguments.data_dir)
+        dataset = load_text(arguments.text)
+    elif arguments.dataset == "dickens":
+        dataset = load_gutenberg("dickens", arguments.data_dir)
+    else:
+        dataset = load_shakespeare(arguments.data_dir)
+    return dataset, describe(dataset), None
+
+
+def make_tokenizer(data_args, tune_args, texts: list[str]):
+    """The tokenizer asked for, or the base model's; and the ids that the base model lacks."""
+    if tune_args.base_model:
+        tokenizer = load_tokenizer(tune_args.base_model)
+        new_tokens = add_characters(tokenizer, texts)
+        if new_tokens:
+            print(f"{len(new_tokens)} characters are new to {tune_args.base_model}")
+        return tokenizer, new_tokens
+    if data_args.tokenizer in KINDS:
+        return train_tokenizer(data_args.tokenizer, texts, data_args.tokenizer_vocab_size), []
+    return load_tokenizer(data_args.tokenizer), []
+
+
+def make_model(model_args, tune_args, tokenizer, new_tokens: list[int]):
+    """A model with random weights, or a trained one that knows the new tokens and may have LoRA."""
+    if not tune_args.base_model:
+        return new_model(model_args, tokenizer)
+    model = adapters.load_base_model(tune_args.base_model, GPTForCausalLM, model_args)
+    if new_tokens:
+        model.resize_token_embeddings(len(tokenizer))
+    if tune_args.lora_rank:
+        model = adapters.add_lora(model, tune_args.lora_rank, new_tokens)
+    return model
 
 
 def new_model(model_args, tokenizer) -> GPTForCausalLM:
@@ -126,95 +139,6 @@ def new_model(model_args, tokenizer) -> GPTForCausalLM:
         **asdict(model_args),
     )
     return GPTForCausalLM(config)
-
-
-def load_base_model(name: str, model_args) -> GPTForCausalLM:
-    """A trained GPT, from a folder or the Hub, with the dropout that the arguments give.
-
-    Raises:
-        ValueError: there is none of this name, or the arguments ask for another shape than it has.
-    """
-    chosen = asdict(model_args)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, **{key: chosen[key] for key in CHANGEABLE}
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
-    if not isinstance(model, GPTForCausalLM):
-        raise ValueError(
-            f"{name} is a {type(model).__name__}; the base model must be a Groundup GPT"
-        )
-    for option in fields(model_args):
-        asked, has = chosen[option.name], getattr(model.config, option.name, None)
-        if option.name not in CHANGEABLE and asked not in (has, option.default):
-            raise ValueError(
-                f"{option.name} is {has} in {name} and cannot become {asked}: leave it out"
-            )
-    return model
-
-
-def block_losses(logits, labels):
-    """-log p of each block's tokens, summed: (batch, 2), the second column their number.
-
-    It stands between model and metric so that an evaluation keeps two numbers per block rather than
-    its logits.
-    """
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    logits, labels = logits[:, :-1].float(), labels[:, 1:]  # predictions of the next token
-    nats = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
-    return torch.stack((nats.sum(1), (labels != -100).sum(1).float()), dim=1)
-
-
-class Sample(TrainerCallback):
-    """Prints what the model writes, at each evaluation."""
-
-    def __init__(self, tokenizer, prompt: str):
-        self.tokenizer, self.prompt = tokenizer, prompt
-
-    def on_evaluate(self, args, state, control, model, **kwargs):
-        """Every process writes the same: with FSDP, none has the whole model. One speaks."""
-        text = write_on(model, self.tokenizer, self.prompt, seed=args.seed)
-        if state.is_world_process_zero:
-            tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
-
-
-class NoEpochs(TrainerCallback):
-    """Leaves epochs out of what is printed: of overlapping blocks, one is many passes."""
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        """Called before what prints."""
-        logs.pop("epoch", None)
-
-
-def write_on(model, tokenizer, prompt: str, seed: int, tokens: int = SAMPLE_TOKENS) -> str:
-    """A sample of the model's text, which leaves the run's random numbers alone.
-
-    The model has learned its context's length and no more: when that is full, it goes on from the
-    last half.
-    """
-    context = model.config.max_position_embeddings
-    ids = [tokenizer.bos_token_id, *tokenizer(prompt).input_ids]
-    end = len(ids) + tokens
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        while len(ids) < end:
-            window = torch.tensor([ids if len(ids) < context else ids[-(context // 2) :]])
-            output = model.generate(
-                window.to(model.device),
-                attention_mask=torch.ones_like(window).to(model.device),
-                max_new_tokens=min(end - len(ids), context - window.shape[1]),
-                do_sample=True,
-                temperature=0.8,
-                top_k=50,
-                eos_token_id=None,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            ids += output[0, window.shape[1] :].tolist()
-    model.train(was_training)
-    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @recipe.one_line_errors
@@ -237,8 +161,6 @@ def main(argv=None):
         )
     if args.evaluate_only and not (output_dir / "config.json").is_file():
         raise ValueError(f"{output_dir} holds no model to score; train one first")
-    if data_args.streaming and data_args.text is None:
-        raise ValueError("--streaming needs --text: files, a folder, or a data set on the Hub")
     if data_args.streaming and data_args.tokenizer == "characters":
         raise ValueError(
             "a streamed text has characters that its beginning does not have: set --tokenizer to "
@@ -247,31 +169,20 @@ def main(argv=None):
     set_seed(args.seed)
 
     # 2. Data
-    documents = None  # streamed; `dataset` then has the first of them
-    if data_args.streaming:
-        documents, dataset, data = open_stream(
-            data_args.text, data_args.dataset_config_name, data_args.validation_documents
-        )
-    else:
-        dataset = load_data(data_args)
-        data = describe(dataset)
+    dataset, data, stream = load_data(data_args)
     checkpoint = None
     if not args.evaluate_only:
         settings = recipe.settings_of(args, data_args, model_args, tune_args, data=data)
         checkpoint = recipe.prepare_folder(args, settings)
     texts = {name: split["text"] for name, split in dataset.items()}
-    new_tokens = []
     if args.evaluate_only:
         tokenizer = load_tokenizer(str(output_dir))
-    elif tune_args.base_model:
-        tokenizer = load_tokenizer(tune_args.base_model)
-        new_tokens = add_characters(tokenizer, texts["train"])
     else:
-        tokenizer = make_tokenizer(data_args, texts["train"])
-    if documents is not None:
+        tokenizer, new_tokens = make_tokenizer(data_args, tune_args, texts["train"])
+    if stream is not None:
         del texts["train"]  # which the tokenizer was made from; the stream begins with it
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
-    to_train_on = "a stream of" if documents is not None else f"{len(tokens['train']):,}"
+    to_train_on = "a stream of" if stream is not None else f"{len(tokens['train']):,}"
     print(
         f"{data['source']}: {to_train_on} tokens to train on, "
         f"{len(tokens['validation']):,} to validate; vocabulary {len(tokenizer):,}"
@@ -280,23 +191,16 @@ def main(argv=None):
     # 3. Model
     if args.evaluate_only:
         model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
-    elif tune_args.base_model:
-        model = load_base_model(tune_args.base_model, model_args)
-        if new_tokens:
-            print(f"{len(new_tokens)} characters are new to {tune_args.base_model}")
-            model.resize_token_embeddings(len(tokenizer))
-        if tune_args.lora_rank:
-            model = adapters.add_lora(model, tune_args.lora_rank, new_tokens)
     else:
-        model = new_model(model_args, tokenizer)
+        model = make_model(model_args, tune_args, tokenizer, new_tokens)
     block_size = model.config.max_position_embeddings
 
     # 4. Fit
     metric, characters = LanguageModelLoss(), sum(map(len, texts["validation"]))
     train_blocks = None
-    if documents is not None and not args.evaluate_only:
+    if stream is not None and not args.evaluate_only:
         share = (args.process_index, args.world_size)
-        train_blocks = PackedStream(documents, tokenizer, block_size, args.seed, *share)
+        train_blocks = PackedStream(stream, tokenizer, block_size, args.seed, *share)
     elif not args.evaluate_only:
         train_blocks = TokenBlocks.for_training(tokens["train"], block_size)
     trainer = recipe.RunTrainer(
