@@ -265,24 +265,16 @@ def cut_out(pixels: torch.Tensor, row: np.ndarray, column: np.ndarray, size: int
     return pixels.masked_fill_(square, 0)
 
 
-def mix_up(
-    pixels: torch.Tensor, labels: torch.Tensor, share: float, num_classes: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay each picture over the one before it in the batch (Zhang et al., "mixup", 2018).
+def mix_up(values: torch.Tensor, share: float) -> torch.Tensor:
+    """Lay each example over the one before it in the batch (Zhang et al., "mixup", 2018).
 
-        x = share * x_i + (1 - share) * x_(i-1),  and the labels likewise
+        x = share * x_i + (1 - share) * x_(i-1)
 
-    The paper takes a random partner; the batch is shuffled, so the one before is random.
-
-    Returns:
-        The pictures, and labels that are probabilities, (b, num_classes): `F.cross_entropy` takes
-        them as they are, so a model need not know of it.
+    for pictures, and likewise for their labels, which must be probabilities by then:
+    `F.cross_entropy` takes them as they are, so a model need not know of it. The paper takes a
+    random partner; the batch is shuffled, so the one before is random.
     """
-    one_hot = torch.nn.functional.one_hot(labels, num_classes).to(pixels.dtype)
-    return (
-        torch.lerp(pixels.roll(1, 0), pixels, share),
-        torch.lerp(one_hot.roll(1, 0), one_hot, share),
-    )
+    return torch.lerp(values.roll(1, 0), values, share)
 
 
 def coin(seed: int, rows: np.ndarray) -> np.ndarray:
@@ -310,7 +302,9 @@ class Augment:
         cutout_size: side of the square that is blanked out, in pixels; 0 does not.
         mixup_alpha: mix pairs of pictures with shares from Beta(alpha, alpha), one per batch; 0
             does not.
-        num_classes: for mixup, whose labels are probabilities.
+        label_smoothing: share of a label's probability that is dealt out to all classes alike
+            (Szegedy et al. 2016).
+        num_classes: for mixup and smoothing, whose labels are probabilities.
         channels_last: memory in the order (b, height, width, channels); the shape stays.
         seed: of every draw.
 
@@ -324,6 +318,7 @@ class Augment:
     crop_padding: int = 0
     cutout_size: int = 0
     mixup_alpha: float = 0.0
+    label_smoothing: float = 0.0
     num_classes: int | None = None
     channels_last: bool = False
     seed: int = 0
@@ -338,8 +333,11 @@ class Augment:
         for name in ("crop_padding", "cutout_size", "mixup_alpha", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.mixup_alpha and not self.num_classes:
-            raise ValueError("mixup_alpha needs num_classes, to make labels that are probabilities")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        for name in ("mixup_alpha", "label_smoothing"):
+            if getattr(self, name) and not self.num_classes:
+                raise ValueError(f"{name} needs num_classes, for labels that are probabilities")
 
     def __call__(
         self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, epoch: int = 0
@@ -355,7 +353,7 @@ class Augment:
 
         Returns:
             `pixel_values`, (b, channels, height, width), float32, and `labels`, (b,), int64, or
-            with mixup (b, num_classes), float32.
+            with mixup or smoothing (b, num_classes), float32.
         """
         b, channels, height, width = images.shape
         if channels != len(self.mean):
@@ -372,9 +370,12 @@ class Augment:
         if self.cutout_size:
             row, column = draw.integers(0, height, b), draw.integers(0, width, b)
             pixels = cut_out(pixels, row, column, self.cutout_size)
+        if self.mixup_alpha or self.label_smoothing:
+            labels = torch.nn.functional.one_hot(labels, self.num_classes).float()
+            labels.lerp_(torch.full_like(labels, 1 / self.num_classes), self.label_smoothing)
         if self.mixup_alpha:
             share = draw.beta(self.mixup_alpha, self.mixup_alpha)
-            pixels, labels = mix_up(pixels, labels, share, self.num_classes)
+            pixels, labels = mix_up(pixels, share), mix_up(labels, share)
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return {"pixel_values": pixels, "labels": labels}

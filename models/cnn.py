@@ -121,8 +121,9 @@ class Group(nn.Module):
             nn.BatchNorm2d(out_channels, momentum=config.batch_norm_momentum)
             for _ in range(config.depth)
         )
-        for norm in self.norms:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
             norm.weight.requires_grad = False
+            conv.norm_follows = True  # so that the filters' size means nothing
         self.pool = nn.MaxPool2d(2)
         self.act = activation(config.hidden_act)
 

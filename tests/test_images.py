@@ -388,7 +388,8 @@ def test_cutout(size):
 
 def test_mixup():
     pixels, labels = torch.rand(5, 3, 4, 4), torch.tensor([2, 0, 1, 2, 0])
-    mixed, soft = mix_up(pixels, labels, 0.7, 3)
+    one_hot = torch.nn.functional.one_hot(labels, 3).float()
+    mixed, soft = mix_up(pixels, 0.7), mix_up(one_hot, 0.7)
     for i in range(5):
         assert torch.allclose(mixed[i], 0.7 * pixels[i] + 0.3 * pixels[i - 1])
         expected = torch.zeros(3)
@@ -400,6 +401,16 @@ def test_mixup():
     loss = torch.nn.functional.cross_entropy
     expected = 0.7 * loss(logits, labels) + 0.3 * loss(logits, labels.roll(1))
     assert torch.allclose(loss(logits, soft), expected)
+
+
+def test_label_smoothing():
+    """As `F.cross_entropy` has it."""
+    images, labels = noise(4), np.array([2, 0, 1, 1])
+    batch = Augment(**HALF, label_smoothing=0.2, num_classes=3)(images, labels, np.arange(4))
+    logits = torch.randn(4, 3)
+    loss = torch.nn.functional.cross_entropy
+    expected = loss(logits, torch.from_numpy(labels), label_smoothing=0.2)
+    assert torch.allclose(loss(logits, batch["labels"]), expected)
 
 
 def test_mixup_shares_are_beta():
@@ -493,6 +504,8 @@ def test_alternating_flips():
         ({"flip": "sometimes"}, "none, random, alternating"),
         ({"crop_padding": -1}, "crop_padding is -1"),
         ({"mixup_alpha": 0.2}, "num_classes"),
+        ({"label_smoothing": 0.2}, "num_classes"),
+        ({"label_smoothing": 1.0, "num_classes": 3}, "in [0, 1)"),
         ({"std": (1, 1, 0)}, "std above 0"),
         ({"std": (1, 1)}, "per channel"),
         ({"mean": (0,), "std": (1,)}, "3 channels"),

@@ -159,8 +159,7 @@ def main(argv=None):
             "set --max_steps, how many updates to make: blocks overlap, so that a "
             "pass over all of them would be hundreds of passes over the text"
         )
-    if args.evaluate_only and not (output_dir / "config.json").is_file():
-        raise ValueError(f"{output_dir} holds no model to score; train one first")
+    recipe.check_scorable(args)
     if data_args.streaming and data_args.tokenizer == "characters":
         raise ValueError(
             "a streamed text has characters that its beginning does not have: set --tokenizer to "

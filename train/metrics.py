@@ -4,6 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from sklearn.metrics import accuracy_score
 
 
 class LanguageModelLoss(evaluate.Metric):
@@ -34,6 +35,22 @@ class LanguageModelLoss(evaluate.Metric):
             "bits_per_character": nats / characters / np.log(2),
             "nats_per_token": nats / tokens,
         }
+
+
+class Accuracy(evaluate.Metric):
+    """The share of examples whose predicted class is the true one, by scikit-learn.
+
+    `metric.compute(predictions=[..], references=[..])` gives `accuracy`, from 0 to 1.
+    """
+
+    def _info(self):
+        integers = {name: datasets.Value("int64") for name in ("predictions", "references")}
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", features=datasets.Features(integers)
+        )
+
+    def _compute(self, predictions, references):
+        return {"accuracy": accuracy_score(references, predictions)}
 
 
 def block_losses(logits, labels):

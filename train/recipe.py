@@ -60,6 +60,9 @@ class RunArguments(TrainingArguments):
         },
     )
 
+    muon_momentum: float = field(
+        default=0.95, metadata={"help": "Muon's momentum; short runs want less."}
+    )
     use_cache: bool = field(default=True, metadata={"help": "Saved models generate with a cache."})
 
     def __post_init__(self):
@@ -391,6 +394,12 @@ def keep_newest(output_dir: Path, count: int | None) -> None:
             shutil.rmtree(folder)
 
 
+def check_scorable(args: RunArguments) -> None:
+    """Raises ValueError where `--evaluate_only` finds no model."""
+    if args.evaluate_only and not (Path(args.output_dir) / "config.json").is_file():
+        raise ValueError(f"{args.output_dir} holds no model to score; train one first")
+
+
 def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
     """Looks at what `output_dir` holds before a run, and gives the checkpoint to resume from.
 
@@ -702,27 +711,33 @@ class RunTrainer(Trainer):
 
 
 def muon_groups(model, args) -> list[dict]:
-    """Hidden matrices for Muon; embeddings, heads, norms and biases for AdamW."""
-    embeddings = {
-        id(p)
-        for m in (model.get_input_embeddings(), model.get_output_embeddings())
-        if m is not None
-        for p in m.parameters()
-    }
-    hidden, rest = [], []
+    """Hidden matrices and filters for Muon; embeddings, heads, norms and biases for AdamW.
+
+    A head is what gives the scores: the output embeddings, or a module called `classifier`.
+    Filters of modules with `norm_follows` keep their size (see `Muon`).
+    """
+    ends = (
+        model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None,
+        model.get_output_embeddings(),
+        getattr(model, "classifier", None),
+    )
+    apart = {id(p) for module in ends if module is not None for p in module.parameters()}
+    normed = {id(m.weight) for m in model.modules() if getattr(m, "norm_follows", False)}
+    hidden, filters, rest = [], [], []
     for name, p in model.named_parameters():
-        if p.requires_grad:
-            is_hidden = p.ndim == 2 and id(p) not in embeddings and "embed" not in name
-            (hidden if is_hidden else rest).append(p)
-    return [
-        {
-            "params": hidden,
-            "use_muon": True,
-            "lr": args.muon_learning_rate,
-            "weight_decay": args.weight_decay,
-        },
+        if not p.requires_grad:
+            continue
+        if p.ndim < 2 or id(p) in apart or "embed" in name:
+            rest.append(p)
+        else:
+            (filters if id(p) in normed else hidden).append(p)
+    muon = {"use_muon": True, "lr": args.muon_learning_rate, "momentum": args.muon_momentum}
+    groups = [
+        {"params": hidden, **muon, "weight_decay": args.weight_decay},
+        {"params": filters, **muon, "weight_decay": 0.0, "keep_norm": True},
         {"params": rest, "use_muon": False, "lr": args.learning_rate, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def peak_memory_bytes() -> int:

@@ -137,6 +137,7 @@ def write_card(
     tags: list[str],
     language: str | None = None,
     license: str | None = None,
+    split: str = "validation",
     base_model: str | None = None,
     datasets: list[str] | None = None,
 ) -> None:
@@ -148,6 +149,7 @@ def write_card(
         sections: heading -> Markdown, in this order; one without a heading stands first.
         usage: Python that loads and uses the model.
         language, license: of the model; left out where the data does not tell.
+        split: of the data, which was scored.
         base_model, datasets: names on the Hub, where there are any.
     """
     results = [
@@ -156,7 +158,7 @@ def write_card(
             task_name=task_name,
             dataset_type=run["data"]["name"],
             dataset_name=run["data"]["name"],
-            dataset_split="validation",
+            dataset_split=split,
             metric_type=name,
             metric_name=label,
             metric_value=round(run["metrics"][name], 4),

@@ -1,0 +1,285 @@
+"""What the picture classifiers share: their data, how they are scored, what their cards show."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import ConfusionMatrixDisplay
+from transformers import ViTImageProcessor
+
+from groundup.data_scripts.cifar10 import load_cifar10
+from groundup.data_scripts.cifar100 import load_cifar100
+from groundup.data_scripts.images import (
+    Augment,
+    ImageBatches,
+    held_out,
+    image_arrays,
+    mean_std,
+    whole_batch,
+)
+from groundup.data_scripts.sources import describe
+from groundup.train import recipe, report
+from groundup.train.metrics import Accuracy
+
+LOADERS = {"cifar10": load_cifar10, "cifar100": load_cifar100}
+SCORE = "accuracy"
+USAGE = """from transformers import pipeline
+
+classify = pipeline("image-classification", "path/to/this/folder", trust_remote_code=True)
+print(classify("picture.jpg", top_k=5))"""
+
+
+@dataclass
+class PictureArguments:
+    """The pictures, and what is done to them on their way to the network."""
+
+    dataset: str = field(default="cifar10", metadata={"help": "cifar10 or cifar100."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder that holds train.parquet and test.parquet."}
+    )
+    hold_out: int = field(
+        default=0,
+        metadata={
+            "help": "Training pictures to score on, to choose settings by. 0: train on all of "
+            "them, and score on the test pictures."
+        },
+    )
+    flip: str = field(default="none", metadata={"help": "none, random or alternating."})
+    crop_padding: int = field(
+        default=0, metadata={"help": "Shift pictures by up to so many pixels."}
+    )
+    cutout_size: int = field(default=0, metadata={"help": "Blank out a square of this side."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Mix pictures in pairs."})
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Share of a label's probability that goes to all classes."}
+    )
+
+    def __post_init__(self):
+        if self.dataset not in LOADERS:
+            raise ValueError(f"--dataset {self.dataset} is unknown: give {' or '.join(LOADERS)}")
+
+
+@dataclass
+class Pictures:
+    """Data, ready for a run.
+
+    Args:
+        train: batches with augmentation.
+        scored: batches without, of other pictures.
+        names: of the classes.
+        processor: what a pipeline does to a picture before the model.
+        description: what `describe` says of the data.
+        split: which pictures are scored.
+    """
+
+    train: ImageBatches
+    scored: ImageBatches
+    names: list[str]
+    processor: ViTImageProcessor
+    description: dict[str, str]
+    split: str
+
+    def __str__(self):
+        return (
+            f"{self.description['source']}: {len(self.train):,} pictures to train on, "
+            f"{len(self.scored):,} to score ({self.split}); {len(self.names)} classes"
+        )
+
+
+def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
+    """The data set that is asked for, decoded and split."""
+    dataset = LOADERS[arguments.dataset](arguments.data_dir)
+    names = dataset["train"].features["label"].names
+    images, labels = image_arrays(dataset["train"])
+    mean, std = mean_std(images)
+    augment = Augment(
+        mean,
+        std,
+        flip=arguments.flip,
+        crop_padding=arguments.crop_padding,
+        cutout_size=arguments.cutout_size,
+        mixup_alpha=arguments.mixup_alpha,
+        label_smoothing=arguments.label_smoothing,
+        num_classes=len(names),
+        channels_last=True,
+        seed=seed,
+    )
+    plain = Augment(mean, std, channels_last=True)
+    if arguments.hold_out:
+        kept, held = held_out(labels, arguments.hold_out)
+        train, scored = (
+            ImageBatches(images, labels, augment, kept),
+            ImageBatches(images, labels, plain, held),
+        )
+    else:
+        train = ImageBatches(images, labels, augment)
+        scored = ImageBatches(*image_arrays(dataset["test"]), plain)
+    height, width = images.shape[2:]
+    processor = ViTImageProcessor(
+        size={"height": height, "width": width},
+        image_mean=mean.tolist(),
+        image_std=std.tolist(),
+        do_convert_rgb=True,
+    )
+    split = f"{arguments.hold_out} training pictures" if arguments.hold_out else "test"
+    return Pictures(train, scored, names, processor, describe(dataset), split)
+
+
+def make_trainer(model, args, pictures: Pictures, **kwargs) -> recipe.RunTrainer:
+    """A Trainer for pictures, which reports accuracy."""
+    metric = Accuracy()
+    return recipe.RunTrainer(
+        model,
+        args,
+        train_dataset=pictures.train,
+        eval_dataset=pictures.scored,
+        data_collator=whole_batch,
+        processing_class=pictures.processor,
+        compute_metrics=lambda out: metric.compute(
+            predictions=out.predictions.argmax(-1), references=out.label_ids
+        ),
+        **kwargs,
+    )
+
+
+# ---------------------------------------------------------------------------------------- scoring
+
+
+def six_views(pixel_values: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    """A picture, and the same shifted by a pixel along each diagonal, each also mirrored.
+
+    Args:
+        pixel_values: (batch, channels, height, width).
+
+    Returns:
+        Pairs of weight and (batch, channels, height, width); the picture itself has half the
+        weight.
+    """
+    height, width = pixel_values.shape[2:]
+    padded = torch.nn.functional.pad(pixel_values, (1, 1, 1, 1), mode="reflect")
+    shifted = (padded[:, :, :height, :width], padded[:, :, 2:, 2:])
+    views = [(0.25, pixel_values), *((0.125, view) for view in shifted)]
+    return views + [(weight, view.flip(-1)) for weight, view in views]
+
+
+@torch.no_grad()
+def class_scores(model, batches: ImageBatches, views: bool = False, batch_size: int = 500):
+    """The model's scores of each picture, (n, num_labels), and the true classes, (n,).
+
+    Args:
+        views: average the scores over `six_views` (test-time augmentation).
+    """
+    was_training = model.training
+    model.eval()
+    loader = torch.utils.data.DataLoader(batches, batch_size, collate_fn=whole_batch)
+    logits, labels = [], []
+    for batch in loader:
+        pixel_values = batch["pixel_values"].to(model.device)
+        seen = six_views(pixel_values) if views else [(1.0, pixel_values)]
+        logits.append(sum(weight * model(view).logits.float() for weight, view in seen).cpu())
+        labels.append(batch["labels"])
+    model.train(was_training)
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+
+def score(model, pictures: Pictures) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Accuracy, plain and over six views; and the plain scores and true classes."""
+    metric = Accuracy()
+    logits, labels = class_scores(model, pictures.scored)
+    averaged, _ = class_scores(model, pictures.scored, views=True)
+    metrics = metric.compute(predictions=logits.argmax(-1), references=labels)
+    of_views = metric.compute(predictions=averaged.argmax(-1), references=labels)
+    return metrics | {f"{SCORE}_six_views": of_views[SCORE]}, logits, labels
+
+
+# ------------------------------------------------------------------------------------ the card
+
+
+def plot_confusion(path: Path, logits: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+    """How often each class is taken for each other, in percent of the true class."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    ConfusionMatrixDisplay.from_predictions(
+        labels,
+        logits.argmax(-1),
+        normalize="true",
+        display_labels=names,
+        include_values=len(names) <= 20,
+        values_format=".0%",
+        xticks_rotation="vertical",
+        cmap="Blues",
+        colorbar=False,
+        ax=axes,
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_mistakes(
+    path: Path, batches: ImageBatches, logits: np.ndarray, labels: np.ndarray, names: list[str]
+) -> None:
+    """The sixteen pictures of whose wrong class the model is surest."""
+    import matplotlib.pyplot as plt
+
+    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+    guess, sure = probabilities.argmax(-1), probabilities.max(-1)
+    worst = np.argsort(-np.where(guess != labels, sure, -1))[:16]
+    figure, grid = plt.subplots(2, 8, figsize=(12, 3.8), layout="constrained")
+    for axes, i in zip(grid.flat, worst, strict=True):
+        axes.imshow(batches.images[batches.rows[i]].transpose(1, 2, 0), interpolation="nearest")
+        axes.set_title(
+            f"{names[guess[i]]} {sure[i]:.0%}\nis {names[labels[i]]}", fontsize=9, loc="left"
+        )
+        axes.axis("off")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_report(
+    output_dir: Path, run: dict, model, pictures: Pictures, about: str, log: list, logits, labels
+) -> None:
+    """The model folder: weights, code, processor, figures, card, and last metrics.json.
+
+    Args:
+        about: what the network is, for the card.
+        log: Trainer's.
+        logits, labels: of the pictures that were scored, as `score` gives them.
+    """
+    report.save_model(model, pictures.processor, output_dir)
+    figures = output_dir / "figures"
+    report.plot_loss(log, figures / "loss.png", {"loss": "training", "eval_loss": pictures.split})
+    plot_confusion(figures / "confusion.png", logits, labels, pictures.names)
+    plot_mistakes(figures / "mistakes.png", pictures.scored, logits, labels, pictures.names)
+    name = run["data"]["name"]
+    report.write_card(
+        output_dir,
+        run,
+        title=f"{output_dir.name}: pictures to classes",
+        pipeline_tag="image-classification",
+        task_name="Image classification",
+        split=pictures.split,
+        scores={
+            SCORE: f"Accuracy on {name}, {pictures.split}",
+            f"{SCORE}_six_views": "the same, scores averaged over six views",
+        },
+        usage=USAGE,
+        license="apache-2.0",
+        datasets=[f"uoft-cs/{name}"],
+        tags=["image-classification"],
+        sections={
+            "": f"{about} It tells {len(pictures.names)} classes apart: "
+            f"{', '.join(pictures.names)}.",
+            "Training": "![loss](figures/loss.png)\n\nThe training loss is that of augmented "
+            "pictures with smoothed labels, where the config has them.",
+            "Errors": "Each row is a true class, each column what it was taken for:\n\n"
+            "![confusion](figures/confusion.png)\n\nThe mistakes that the model was surest of:\n\n"
+            "![mistakes](figures/mistakes.png)",
+            "What it is not good for": "It has seen photographs of 32 x 32 pixels and these "
+            "classes only: any picture is made that small, and called one of them. Its "
+            "probabilities are not calibrated. The data was scraped from the web in 2008 and has "
+            "that time's blind spots; its makers offer it for research.",
+        },
+    )
+    report.finish(output_dir, run)
