@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 
@@ -217,8 +218,37 @@ def resnet(name: str, **options) -> Row:
     )
 
 
+def cnn() -> Row:
+    """CNN: pictures of noise, so each of the classes is as likely."""
+
+    def model():
+        return CNNForImageClassification(CNNConfig(num_labels=CLASSES, hidden_sizes=(16, 24)))
+
+    def batch():
+        return {"pixel_values": torch.randn(8, 3, 12, 12), "labels": torch.arange(8) % CLASSES}
+
+    fixed = {
+        f"cnn.groups.{i}.norms.{j}.weight": "normalisations have a shift but no scale"
+        for i in range(2)
+        for j in range(2)
+    }
+    return Row(
+        name="cnn",
+        model=model,
+        batch=batch,
+        initial_loss=math.log(CLASSES),
+        auto_class="AutoModelForImageClassification",
+        example=some_picture,
+        padding="the pictures of a batch are of one size",
+        evaluation_differs="BatchNorm takes the batch's statistics in training only",
+        unused=fixed | {"cnn.whitening.weight": "computed from pictures before training"},
+        overfit_lr=0.05,  # the scores are small by `logit_scale`
+    )
+
+
 ROWS = [
     *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
+    cnn(),
     resnet("basic", stem="cifar"),
     resnet("pre-activation", stem="cifar", pre_activation=True),
     resnet("bottleneck", layer_type="bottleneck", hidden_sizes=(16, 32)),

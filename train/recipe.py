@@ -593,9 +593,14 @@ class RunTrainer(Trainer):
         return True
 
     def evaluate(self, *args, **kwargs):
-        """The scores of the model as it is, trained here or not."""
+        """The scores of the model as it is, trained here or not.
+
+        Its loader draws a seed, which must not be one of the run's random numbers: how often a run
+        is evaluated would change what it learns.
+        """
         self._shard()
-        return super().evaluate(*args, **kwargs)
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
 
     def _shard(self):
         # What is trained is sharded by then. FSDP takes a model only together with its optimiser.
@@ -716,18 +721,15 @@ def muon_groups(model, args) -> list[dict]:
     A head is what gives the scores: the output embeddings, or a module called `classifier`.
     Filters of modules with `norm_follows` keep their size (see `Muon`).
     """
-    ends = (
-        model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None,
-        model.get_output_embeddings(),
-        getattr(model, "classifier", None),
-    )
-    apart = {id(p) for module in ends if module is not None for p in module.parameters()}
+    apart = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    apart += [model.get_output_embeddings(), getattr(model, "classifier", None)]
+    apart = {id(p) for module in apart if module is not None for p in module.parameters()}
     normed = {id(m.weight) for m in model.modules() if getattr(m, "norm_follows", False)}
     hidden, filters, rest = [], [], []
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if not p.requires_grad:
             continue
-        if p.ndim < 2 or id(p) in apart or "embed" in name:
+        if p.ndim < 2 or id(p) in apart:
             rest.append(p)
         else:
             (filters if id(p) in normed else hidden).append(p)

@@ -1,9 +1,9 @@
 """Trains a ResNet that classifies pictures.
 
-    accelerate launch -q train/resnet.py                               # ResNet-20 on CIFAR-10
-    accelerate launch -q train/resnet.py --config configs/resnet56.yaml
-    accelerate launch -q train/resnet.py --shortcut none --output_dir runs/plain   # no shortcuts
-    accelerate launch -q train/resnet.py --evaluate_only --output_dir pretrained/resnet20
+accelerate launch -q train/resnet.py                               # ResNet-20 on CIFAR-10
+accelerate launch -q train/resnet.py --config configs/resnet56.yaml
+accelerate launch -q train/resnet.py --shortcut none --output_dir runs/plain   # no shortcuts
+accelerate launch -q train/resnet.py --evaluate_only --output_dir pretrained/resnet20
 """
 
 from dataclasses import asdict

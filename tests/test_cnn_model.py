@@ -1,0 +1,128 @@
+"""The CNN against a plain calculation, its first layer, and how it starts."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from groundup.models.cnn import CNNConfig, CNNForImageClassification, CNNModel
+
+
+def make(**options) -> CNNForImageClassification:
+    torch.manual_seed(0)
+    options = {"hidden_sizes": [26, 32], "num_labels": 5} | options
+    return CNNForImageClassification(CNNConfig(**options))
+
+
+def some_pictures(count: int = 6, size: int = 20) -> torch.Tensor:
+    """Smooth, as photographs are: neighbouring pixels are alike."""
+    noise = torch.randn(count, 3, size // 2, size // 2, generator=torch.Generator().manual_seed(1))
+    return F.interpolate(noise, size=(size, size), mode="bilinear")
+
+
+def normalise(x, norm, training: bool):
+    mean, variance = norm.running_mean, norm.running_var
+    if training:
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+    mean, variance, shift = (v[:, None, None] for v in (mean, variance, norm.bias))
+    return (x - mean) / (variance + norm.eps).sqrt() + shift
+
+
+def by_hand(model, x, training: bool) -> torch.Tensor:
+    """The equation of the model file, in functions."""
+    x = F.gelu(F.conv2d(x, model.cnn.whitening.weight, model.cnn.whitening.bias))
+    for group in model.cnn.groups:
+        for i, (conv, norm) in enumerate(zip(group.convs, group.norms, strict=True)):
+            x = F.conv2d(x, conv.weight, padding=1)
+            x = F.max_pool2d(x, 2) if i == 0 else x
+            x = F.gelu(normalise(x, norm, training))
+    features = x.flatten(2).max(-1).values
+    return features @ model.classifier.weight.T * model.config.logit_scale
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_outputs_and_gradients_are_those_of_the_equation(training, depth):
+    model, x, labels = make(depth=depth), some_pictures(), torch.arange(6) % 5
+    model.cnn.init_whitening(x)
+    for group in model.cnn.groups:
+        for norm in group.norms:
+            torch.nn.init.normal_(norm.bias)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    model.train(training)
+    expected = by_hand(model, x, training)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected_grads = torch.autograd.grad(F.cross_entropy(expected, labels), parameters)
+    outputs = model(x, labels=labels)
+    torch.testing.assert_close(outputs.logits, expected, rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad(outputs.loss, parameters)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
+
+
+def test_whitening_makes_windows_uncorrelated():
+    model, x = make().cnn, some_pictures(200)
+    model.init_whitening(x)
+    filters = model.whitening.weight
+    assert torch.equal(filters[:12], -filters[12:])
+    seen = model.whitening(x)[:, :12].transpose(0, 1).flatten(1)  # (12, windows)
+    covariance = seen @ seen.T / seen.shape[1]
+    # The least directions of smooth pictures have a variance of about eps, and come out smaller.
+    large = torch.diag(covariance) > 0.5
+    assert large.sum() >= 6
+    expected = torch.eye(int(large.sum()))
+    torch.testing.assert_close(covariance[large][:, large], expected, rtol=0, atol=0.1)
+    off_diagonal = covariance - torch.diag(torch.diag(covariance))
+    assert off_diagonal.abs().max() < 1e-3
+    assert not filters.requires_grad and model.whitening.bias.requires_grad
+
+
+def test_filters_begin_as_the_identity():
+    model = make(hidden_sizes=[64, 32]).cnn
+    for conv in (conv for group in model.groups for conv in group.convs):
+        kept = min(conv.in_channels, conv.out_channels)
+        x = torch.randn(1, conv.in_channels, 5, 5)
+        assert torch.equal(conv(x)[:, :kept], x[:, :kept])
+        beyond = conv.weight[kept:]
+        assert not len(beyond) or (beyond.std() > 0.01 and beyond.std() < 0.2)
+
+
+def test_features_are_of_the_last_grid():
+    model = make().cnn.eval()
+    outputs = model(some_pictures(2), output_hidden_states=True)
+    assert outputs.last_hidden_state.shape == (2, 32, 4, 4) and outputs.pooler_output.shape == (
+        2,
+        32,
+    )
+    assert torch.equal(outputs.pooler_output, outputs.last_hidden_state.amax((2, 3)))
+    smallest = model.smallest_size()
+    assert model(torch.zeros(1, 3, smallest, 40)).pooler_output.shape == (1, 32)
+    with pytest.raises(ValueError, match=f"{smallest} is the least"):
+        model(torch.zeros(1, 3, smallest - 1, 40))
+    with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\)"):
+        model(torch.zeros(1, 1, 32, 32))
+
+
+def test_labels_may_be_probabilities():
+    model, x, labels = make().eval(), some_pictures(), torch.arange(6) % 5
+    soft = F.one_hot(labels, 5).float()
+    torch.testing.assert_close(model(x, labels=soft).loss, model(x, labels=labels).loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_sizes": []}, "hidden_sizes is .*a list of whole numbers"),
+        ({"depth": 0}, "depth is 0; it must be a whole number"),
+        ({"whitening_size": 0}, "whitening_size is 0"),
+        ({"hidden_act": "gelo"}, "'gelo' is unknown"),
+        ({"batch_norm_momentum": 0.0}, r"must be in \(0, 1\]"),
+        ({"initializer_range": 0.0}, "must be above 0"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CNNConfig(**options)
+
+
+def test_it_says_what_it_is():
+    assert isinstance(make().cnn, CNNModel)
+    assert make().config.to_dict()["hidden_sizes"] == [26, 32]
