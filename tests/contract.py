@@ -242,7 +242,7 @@ def cnn() -> Row:
         padding="the pictures of a batch are of one size",
         evaluation_differs="BatchNorm takes the batch's statistics in training only",
         unused=fixed | {"cnn.whitening.weight": "computed from pictures before training"},
-        overfit_lr=0.05,  # the scores are small by `logit_scale`
+        overfit_lr=1.0,  # the scores are made small by `logit_scale`
     )
 
 

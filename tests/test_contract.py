@@ -201,11 +201,9 @@ def test_the_row_is_registered_with_the_auto_classes(row: Row):
 def elsewhere(request, tmp_path_factory, fresh_python) -> dict[str, str]:
     """What one fresh process, without Groundup, reports of all checkpoints of this session."""
     work = tmp_path_factory.mktemp("elsewhere")
-    rows = {
-        item.callspec.params["row"].name: item.callspec.params["row"]
-        for item in request.session.items
-        if "elsewhere" in item.fixturenames and "row" in getattr(item, "callspec", item).params
-    }
+    asked = [i for i in request.session.items if "elsewhere" in i.fixturenames]
+    params = [item.callspec.params for item in asked if hasattr(item, "callspec")]
+    rows = {given["row"].name: given["row"] for given in params if "row" in given}
     manifest = [entry for row in rows.values() for entry in _publish(row, work / row.name)]
     manifest += [_pretrained(folder, work / folder.name) for folder in PRETRAINED]
     (work / "manifest.json").write_text(json.dumps(manifest))

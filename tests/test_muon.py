@@ -144,7 +144,8 @@ def test_only_hidden_matrices_go_to_muon(tied):
     frozen = model.model.layers[0]
     for p in frozen.parameters():
         p.requires_grad_(False)
-    args = SimpleNamespace(muon_learning_rate=0.02, learning_rate=0.001, weight_decay=0.1)
+    rates = {"muon_learning_rate": 0.02, "muon_momentum": 0.9, "learning_rate": 0.001}
+    args = SimpleNamespace(**rates, weight_decay=0.1)
     muon, adamw = muon_groups(model, args)
     assert (muon["use_muon"], muon["lr"]) == (True, 0.02)
     assert (adamw["use_muon"], adamw["lr"]) == (False, 0.001)

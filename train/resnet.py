@@ -1,9 +1,9 @@
 """Trains a ResNet that classifies pictures.
 
 accelerate launch -q train/resnet.py                               # ResNet-20 on CIFAR-10
-accelerate launch -q train/resnet.py --config configs/resnet56.yaml
+accelerate launch -q train/resnet.py --config configs/resnet_56.yaml
 accelerate launch -q train/resnet.py --shortcut none --output_dir runs/plain   # no shortcuts
-accelerate launch -q train/resnet.py --evaluate_only --output_dir pretrained/resnet20
+accelerate launch -q train/resnet.py --evaluate_only --output_dir pretrained/resnet
 """
 
 from dataclasses import asdict
@@ -24,7 +24,7 @@ def main(argv=None):
     """Arguments, data, model, fit, report. Returns what metrics.json holds."""
     # 1. Arguments
     config_name, picture_args, model_args, args = recipe.parse_arguments(
-        argv, "resnet20", pictures.PictureArguments, ModelArguments, description="Trains a ResNet."
+        argv, "resnet", pictures.PictureArguments, ModelArguments, description="Trains a ResNet."
     )
     output_dir = Path(args.output_dir)
     recipe.check_scorable(args)
