@@ -151,6 +151,7 @@ def profile_step(model) -> dict[str, float]:
 def main() -> None:
     """Measures all and writes the figures."""
     recipe.set_threads()
+    recipe.keep_freed_memory()
     logging.set_verbosity_error()
     candidates = models()
     train_speed = training(candidates)

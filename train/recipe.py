@@ -6,6 +6,7 @@ absent; the same command again resumes from the newest. When it is done, the fol
 """
 
 import argparse
+import ctypes
 import dataclasses
 import difflib
 import functools
@@ -37,6 +38,7 @@ from groundup.train.muon import Muon
 from groundup.train.publishing import publish
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
 
 # ------------------------------------------------------------------------------------- arguments
@@ -245,6 +247,7 @@ def parse_arguments(argv, default_config: str, *dataclass_types, description: st
     )
     name, *filled = parser.parse(sys.argv[1:] if argv is None else list(argv), default_config)
     set_threads()
+    keep_freed_memory()
     disable_progress_bar()  # transformers' own, of writing shards; training keeps its bar
     return name, *filled
 
@@ -256,6 +259,19 @@ def set_threads() -> None:
     product falls from 371 to 204 GFLOP/s on two cores).
     """
     torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep freed memory for the next update, rather than give it back.
+
+    The tensors of an update are as large as those of the last. glibc would map most of them anew
+    each time, and the kernel clear every page: 36,000 page faults an update of Tiny GPT. Without
+    them it trains 1.1 to 1.4 times as fast, and the peak is the same.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cores() -> int:
