@@ -121,11 +121,11 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def assert_refused(capsys, arguments: list[str], *words: str) -> None:
+def assert_refused(capsys, arguments: list[str], *words: str, main=gpt.main) -> None:
     """Exit status 2, and one line on stderr that has these words."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        gpt.main(arguments)
+        main(arguments)
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2
     assert len(lines) == 1 and lines[0].startswith("error: "), lines

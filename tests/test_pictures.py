@@ -1,0 +1,174 @@
+"""Runs of the picture classifiers: what they leave, how they are scored, when they are stopped.
+
+The pictures are one colour a class, with noise: ten classes, learned in a few updates.
+"""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from huggingface_hub import ModelCard
+from PIL import Image as Pillow
+from test_recipe import assert_refused, interrupted_at
+from transformers import pipeline
+
+from groundup.data_scripts.images import Augment, ImageBatches
+from groundup.train import cnn, pictures, resnet
+
+CLASSES = [f"colour {i}" for i in range(10)]
+COLOURS = np.random.default_rng(0).integers(40, 216, (10, 3))
+TINY = [
+    "--max_steps=30",
+    "--per_device_train_batch_size=20",
+    "--eval_steps=15",
+    "--save_steps=10",
+    "--logging_steps=5",
+    "--disable_tqdm=true",
+]
+SCRIPTS = {
+    "cnn": (cnn, ["--hidden_sizes", "26", "32"]),
+    "resnet": (resnet, ["--hidden_sizes", "8", "16", "--depths", "1", "1", "--embedding_size=8"]),
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Parquet files as those of CIFAR-10, of 120 and 40 pictures."""
+    folder = tmp_path_factory.mktemp("colours")
+    draw = np.random.default_rng(1)
+    features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
+    for split, count in (("train", 120), ("test", 40)):
+        labels = [i % 10 for i in range(count)]
+        pixels = COLOURS[labels][:, None, None] + draw.normal(0, 20, (count, 32, 32, 3))
+        images = [Pillow.fromarray(p) for p in pixels.clip(0, 255).astype(np.uint8)]
+        rows = Dataset.from_dict({"image": images, "label": labels}, features=features)
+        rows.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cache_of_the_user(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def flags(data_dir):
+    """`flags(row, folder, *more)`: the flags of a tiny run into this folder."""
+
+    def make(row, folder, *more):
+        return [*TINY, *SCRIPTS[row][1], f"--data_dir={data_dir}", f"--output_dir={folder}", *more]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=list(SCRIPTS))
+def finished(request, flags, tmp_path_factory):
+    """(row, folder) of a whole run. Only to be read."""
+    folder = tmp_path_factory.mktemp(request.param)
+    SCRIPTS[request.param][0].main(flags(request.param, folder))
+    return request.param, folder
+
+
+def test_a_run_leaves_what_it_should(finished):
+    row, folder = finished
+    run = json.loads((folder / "metrics.json").read_text())
+    assert run["system"] == row and run["data"]["name"] == "cifar10"
+    assert run["metrics"]["accuracy"] > 0.5  # chance is 0.1
+    assert set(run["metrics"]) == {"accuracy", "accuracy_six_views"}
+    for name in ("loss", "confusion", "mistakes"):
+        assert Pillow.open(folder / "figures" / f"{name}.png").size[0] > 500
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.eval_results[0].dataset_split == "test"
+    assert not list(folder.rglob("*.bin"))
+
+
+def test_it_works_in_a_pipeline_with_the_names_of_the_classes(finished):
+    classify = pipeline("image-classification", str(finished[1]))
+    right = 0
+    for i, colour in enumerate(COLOURS):
+        answer = classify(Pillow.new("RGB", (100, 80), tuple(map(int, colour))))[0]
+        right += answer["label"] == CLASSES[i]
+    assert right > 3
+
+
+def test_evaluate_only_gives_the_score_of_the_run(finished, flags):
+    row, folder = finished
+    before = json.loads((folder / "metrics.json").read_text())["metrics"]
+    again = SCRIPTS[row][0].main(flags(row, folder, "--evaluate_only"))["metrics"]
+    assert again == pytest.approx(before, abs=1e-6)
+
+
+def test_a_stopped_run_ends_with_the_same_bits(finished, flags, tmp_path):
+    row, folder = finished
+    with interrupted_at(15):
+        SCRIPTS[row][0].main(flags(row, tmp_path))
+    assert (tmp_path / "checkpoint-10").is_dir()
+    SCRIPTS[row][0].main(flags(row, tmp_path))
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
+
+
+def test_held_out_pictures_are_scored_and_the_test_pictures_left_alone(data_dir):
+    arguments = pictures.PictureArguments(data_dir=str(data_dir), hold_out=30)
+    data = pictures.load_pictures(arguments, seed=0)
+    assert len(data.train) == 90 and len(data.scored) == 30
+    assert data.scored.images is data.train.images
+    assert not set(data.train.rows) & set(data.scored.rows)
+    arguments = pictures.PictureArguments(data_dir=str(data_dir))
+    data = pictures.load_pictures(arguments, seed=0)
+    assert len(data.train) == 120 and len(data.scored) == 40 and data.split == "test"
+
+
+def test_six_views_are_the_picture_its_neighbours_and_their_mirrors():
+    pixels = torch.arange(16.0).reshape(1, 1, 4, 4)
+    views = pictures.six_views(pixels)
+    assert sum(weight for weight, _ in views) == 1
+    assert torch.equal(views[0][1], pixels) and views[0][0] == 0.25
+    assert torch.equal(views[1][1][..., 1:, 1:], pixels[..., :-1, :-1])
+    assert torch.equal(views[2][1][..., :-1, :-1], pixels[..., 1:, 1:])
+    for (weight, view), (mirrored_weight, mirrored) in zip(views[:3], views[3:], strict=True):
+        assert weight == mirrored_weight and torch.equal(view.flip(-1), mirrored)
+
+
+def test_scores_of_views_are_averaged():
+    """Of a model that looks at one pixel."""
+
+    class Corner(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, pixel_values):
+            logits = torch.stack([pixel_values[:, 0, 0, 0], pixel_values[:, 0, -1, -1]], dim=1)
+            return type("Output", (), {"logits": logits})
+
+    images = np.random.default_rng(0).integers(0, 256, (7, 3, 6, 6), dtype=np.uint8)
+    batches = ImageBatches(images, np.zeros(7, dtype=np.int64), Augment((0,) * 3, (1 / 255,) * 3))
+    plain, labels = pictures.class_scores(Corner(), batches, batch_size=3)
+    assert (plain == np.stack([images[:, 0, 0, 0], images[:, 0, -1, -1]], 1)).all()
+    averaged, _ = pictures.class_scores(Corner(), batches, views=True, batch_size=3)
+    shifted = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    first = 0.25 * (images[:, 0, 0, 0] + 0.0 + images[:, 0, 0, -1])
+    first += 0.125 * (shifted[:, 0, 0, 0] + 0.0 + shifted[:, 0, 0, 5])
+    first += 0.125 * (shifted[:, 0, 2, 2] + 0.0 + shifted[:, 0, 2, 7])
+    assert averaged[:, 0] == pytest.approx(first) and len(labels) == 7
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--dataset=mnist"], ["cifar10 or cifar100"]),
+        (["--hold_out=120"], ["cannot be held out"]),
+        (["--flip=sideways"], ["none, random, alternating"]),
+        (["--label_smoothing=1.5"], ["label_smoothing is 1.5"]),
+        (["--data_dir=nowhere"], ["nowhere"]),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, flags, tmp_path, more, words):
+    capsys.readouterr()
+    assert_refused(capsys, flags("cnn", tmp_path, *more), *words, main=cnn.main)
