@@ -2,7 +2,7 @@
 
 import transformers
 
-from . import gpt, resnet
+from . import cnn, gpt, resnet
 
 
 def register(module) -> None:
@@ -19,5 +19,5 @@ def register(module) -> None:
         getattr(transformers, auto).register(key, cls, exist_ok=True)
 
 
-for _module in (gpt, resnet):
+for _module in (gpt, resnet, cnn):
     register(_module)
