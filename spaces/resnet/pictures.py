@@ -39,8 +39,7 @@ SECONDS_FOR_EXAMPLES = 20
 CSS = """
 /* Titles above what they name, as those of other blocks, not upon it. */
 .block:has(> label.float) {display: flex; flex-direction: column}
-.block:has(> label.float) > :not(label) {min-height: 0}
-.block > .image-container {flex: 1}
+.block > .image-container {flex: 1; min-height: 0}
 .block > label.float {
     position: static; align-self: start; padding: 10px 12px 6px; font-size: var(--text-md);
     background: none; border: none; box-shadow: none; color: var(--block-title-text-color);
@@ -50,12 +49,14 @@ CSS = """
 .pixels img {image-rendering: pixelated}
 .examples .grid-wrap {height: auto; min-height: 0; padding-top: 0}
 .examples .grid-container {
-    grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 5px; padding: 0;
+    grid-template: none; grid-template-columns: repeat(5, minmax(0, 1fr)); grid-auto-rows: auto;
+    gap: 6px; padding: 0;
 }
-.examples .thumbnail-item {height: auto; aspect-ratio: 1}
+.examples .thumbnail-item {display: flex; flex-direction: column; height: auto; aspect-ratio: auto}
+.examples .thumbnail-item img {height: auto; aspect-ratio: 1}
 .examples .caption-label {
-    left: 0; right: 0; bottom: 0; max-width: none; padding: 1px 0; border: none; border-radius: 0;
-    font-size: 11px; text-align: center; opacity: 1 !important;
+    position: static; width: 100%; max-width: none; padding: 1px 0; border: none; border-radius: 0;
+    font-size: min(11px, 2.5vw); text-align: center; opacity: 1 !important;
 }
 .icon-button-wrapper:not(:has(button)) {display: none}
 .output-class {padding: 4px 0 8px !important; min-height: 0 !important}
@@ -298,16 +299,6 @@ def facts(classifier: Classifier, source: space.Source) -> str:
     return line
 
 
-class Choice(gr.Radio):
-    """Radio buttons that name the likeliest classes; those who call the API may ask for any."""
-
-    is_template = True  # for Gradio: a Radio, as far as the page is concerned
-
-    def preprocess(self, payload):
-        """What was sent, as it is."""
-        return payload
-
-
 def build(classifier: Classifier, source: space.Source, title: str, about: str) -> gr.Blocks:
     """The page."""
     examples = find_examples()
@@ -344,7 +335,7 @@ def build(classifier: Classifier, source: space.Source, title: str, about: str) 
                 )
             with gr.Column(min_width=300):
                 top = gr.Label(label="The likeliest classes", num_top_classes=TOP)
-                chosen = Choice(
+                chosen = gr.Radio(
                     [],
                     label="Where is the evidence for",
                     interactive=True,
@@ -387,13 +378,11 @@ def build(classifier: Classifier, source: space.Source, title: str, about: str) 
         blank |= {"outputs": [picture, *found], "api_visibility": "private"}
         for forget in (picture.clear, given.failure, taken.failure):
             forget(**blank)
-        chosen.input(
-            classifier.explain,
-            [picture, chosen],
-            [shown, key],
-            api_name="explain",
-            concurrency_id="look",
-        )
+        # The page offers the likeliest classes; those who call the API may ask for any.
+        asked = space.bounded(gr.Textbox(label="Class", max_length=100, visible=False))
+        explain = {"fn": classifier.explain, "outputs": [shown, key], "concurrency_id": "look"}
+        chosen.input(inputs=[picture, chosen], api_visibility="private", **explain)
+        asked.submit(inputs=[picture, asked], api_name="explain", **explain)
     return blocks
 
 
