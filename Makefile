@@ -58,6 +58,7 @@ space: $(VENV)/.installed
 # A Space is uploaded by itself, so each has its own copy of what they share.
 spaces:
 	for app in spaces/*/app.py; do cp spaces/space.py "$$(dirname "$$app")/"; done
+	for row in cnn resnet; do cp spaces/pictures.py "spaces/$$row/"; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -5,22 +5,31 @@ journey in headless Chromium.
 """
 
 import ast
+import io
 import json
 import re
 import shutil
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import CancelledError
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
+import PIL.Image
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
+from transformers import AutoModelForImageClassification
 
 from groundup.data_scripts.tokenization import train_tokenizer
+from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
+from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 
 gradio_client = pytest.importorskip("gradio_client", reason="the Spaces need gradio")
 httpx = pytest.importorskip("httpx", reason="gradio_client asks with httpx")
@@ -30,11 +39,13 @@ CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 ROWS = sorted(path.parent.name for path in SPACES.glob("*/app.py"))
 TEXT = "ROMEO:\nJULIET: But soft, what light through yonder window breaks? 0123456789\n"
 CONTEXT = 32
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 # -------------------------------------------------------------------------------- the one process
 
 # Runs each app.py as `python app.py` does, but goes on when its server stands. What it is given:
-# a list of {name, folder, model, revision, loads}; where to report, write errors, look for the end.
+# a list of {name, folder, model, revision, data, loads}; where to report, to write errors, to look
+# for the end.
 SERVE = """
 import contextlib, io, json, os, runpy, sys, time
 from pathlib import Path
@@ -58,7 +69,9 @@ for entry in json.loads(manifest.read_text()):
     os.chdir(entry["folder"])
     os.environ["MODEL_ID"] = entry["model"]
     os.environ["MODEL_REVISION"] = entry["revision"]
-    sys.modules.pop("space", None)
+    os.environ["GROUNDUP_DATA"] = entry["data"]
+    for name in ("space", "pictures"):
+        sys.modules.pop(name, None)
     sys.path.insert(0, entry["folder"])
     said, code = io.StringIO(), None
     with contextlib.redirect_stderr(said) if not entry["loads"] else contextlib.nullcontext():
@@ -106,11 +119,47 @@ def tiny_gpt(folder: Path, kind: str, **config) -> Path:
     return folder
 
 
+def tiny_classifier(folder: Path, model) -> Path:
+    """A picture classifier with random weights, saved with its code and image processor."""
+    for module in model.modules():  # averages as of a model that was trained on something
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    # By its name alone, so that this process need not import torchvision.
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+        "do_convert_rgb": True,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    run = {"metrics": {"accuracy": 0.5}, "data": {"name": "a test"}}
+    (folder / "metrics.json").write_text(json.dumps(run))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
     """What the Spaces are given to load, by `row` or `row-variant`."""
     folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    names = {"id2label": dict(enumerate(CIFAR10)), "initializer_range": 1.0}
+    small = CNNConfig(hidden_sizes=[16, 16, 16], depth=1, logit_scale=1.0, **names)
+    cnn = tiny_classifier(folder / "cnn", CNNForImageClassification(small))
+    small = ResNetConfig(
+        stem="cifar",
+        embedding_size=8,
+        hidden_sizes=[8, 16, 32],
+        depths=[1, 1, 1],
+        zero_init_residual=False,
+        **names,
+    )
+    resnet = tiny_classifier(folder / "resnet", ResNetForImageClassification(small))
     return {
+        "cnn": cnn,
+        "resnet": resnet,
+        "resnet-damaged-data": resnet,
         "gpt": tiny_gpt(folder / "gpt", "characters", position_embedding_type="rotary"),
         "gpt-bpe": tiny_gpt(folder / "gpt-bpe", "bpe", position_embedding_type="learned"),
     }
@@ -128,18 +177,45 @@ def revision(models) -> str:
 
 
 @pytest.fixture(scope="session")
-def served(fresh_python, models, revision, tmp_path_factory):
+def data(tmp_path_factory) -> dict[str, str]:
+    """GROUNDUP_DATA by the name of a model; what is not here looks for examples on the Hub."""
+    folder = tmp_path_factory.mktemp("data")
+    examples = []
+    for label in [3, 3, 0, 1, 2, 9, 8, 7, 6, 5, 4]:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (32, 32), (20 * label, 99, 250 - 20 * label)).save(file, "PNG")
+        examples.append({"img": {"bytes": file.getvalue(), "path": None}, "label": label})
+    for name in ("whole", "damaged"):
+        (folder / name / "cifar10").mkdir(parents=True)
+    file = folder / "whole" / "cifar10" / "test.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(examples), file)
+    (folder / "damaged" / "cifar10" / "test.parquet").write_bytes(file.read_bytes()[:100])
+    api = HfApi()
+    api.create_repo("uoft-cs/cifar10", repo_type="dataset")
+    api.upload_file(
+        repo_id="uoft-cs/cifar10",
+        repo_type="dataset",
+        path_or_fileobj=file,
+        path_in_repo="plain_text/test-00000-of-00001.parquet",
+    )
+    return {"cnn": str(folder / "whole"), "resnet-damaged-data": str(folder / "damaged")}
+
+
+@pytest.fixture(scope="session")
+def served(fresh_python, models, revision, data, tmp_path_factory):
     """All Spaces, running: {name: {url}}, {row-broken: {code, said}}, pid, errors."""
     folder = tmp_path_factory.mktemp("served")
     manifest = []
     for row in ROWS:
         shutil.copytree(SPACES / row, folder / "spaces" / row)
         # One folder up from where it was in the clone, so that no pretrained/ is near.
-        entry = {"folder": str(folder / "spaces" / row), "revision": "", "loads": False}
+        entry = {"folder": str(folder / "spaces" / row), "revision": "", "data": ""}
+        entry["loads"] = False
         manifest.append(entry | {"name": f"{row}-no-folder", "model": str(folder / "nothing")})
         manifest.append(entry | {"name": f"{row}-no-repository", "model": "nobody/nothing"})
         for name in [name for name in models if name.split("-")[0] == row]:
             given = {"name": name, "model": str(models[name]), "loads": True}
+            given["data"] = data.get(name, "")
             if name == "gpt-bpe":
                 given |= {"model": "user/spaces-gpt-bpe", "revision": revision}
             manifest.append(entry | given)
@@ -204,10 +280,21 @@ def test_a_space_stands_alone(row):
     required = pins(SPACES / row / "requirements.txt")
     known = pins(CONSTRAINTS)
     assert required == {name: known[name] for name in required}
-    assert (SPACES / row / "space.py").read_bytes() == (SPACES / "space.py").read_bytes(), (
-        "run make spaces"
-    )
-    standard = {"collections", "dataclasses", "html", "json", "math", "os", "pathlib", "sys"}
+    for path in (SPACES / row).glob("*.py"):
+        if path.name != "app.py":
+            assert path.read_bytes() == (SPACES / path.name).read_bytes(), "run make spaces"
+    standard = {
+        "collections",
+        "contextlib",
+        "threading",
+        "dataclasses",
+        "html",
+        "json",
+        "math",
+        "os",
+        "pathlib",
+        "sys",
+    }
     standard |= {"time", "io", "functools", "itertools", "random"}
     for path in (SPACES / row).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -216,7 +303,8 @@ def test_a_space_stands_alone(row):
                 assert node.level == 0, f"{path} is no part of a package"
                 names = [node.module]
             for name in names:
-                assert name.partition(".")[0] in {*required, *standard, "space"}, name
+                name = {"PIL": "pillow"}.get(name.partition(".")[0], name.partition(".")[0])
+                assert name in {*required, *standard, "space", "pictures"}, name
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -232,7 +320,16 @@ def test_what_is_served(served, models):
     for name in models:
         assert urlparse(served[name]["url"]).hostname == "127.0.0.1"
         page = httpx.get(f"{served[name]['url']}config").text
-        assert "**1.500** nats per character" in page
+        score = "**1.500** nats per character" if name.startswith("gpt") else "**50.0%** of a test"
+        assert score in page
+
+
+def test_what_is_too_large_is_not_taken(served):
+    """At the door, so that nobody fills the disk of a Space."""
+    for row in ROWS:
+        with io.BytesIO(bytes(21_000_000)) as file:
+            response = httpx.post(f"{served[row]['url']}gradio_api/upload", files={"files": file})
+        assert response.status_code == 413
 
 
 # ---------------------------------------------------------------------------------------- Tiny GPT
@@ -258,15 +355,18 @@ class Visitor:
         return self.client.submit(*(DEFAULTS | changes).values(), api_name="/write")
 
     def write(self, **changes) -> str:
-        job = self.submit(**changes)
-        text = job.result(timeout=60)
+        return self.result(self.submit(**changes))
+
+    def result(self, job):
+        """What a call gives; then, what was shown on the way and what was warned of."""
+        result = job.result(timeout=60)
         self.updates = job.outputs()
         self.warnings = []
         while not job.communicator.updates.empty():
             update = job.communicator.updates.get_nowait()
             if getattr(update, "log", None):
                 self.warnings.append(update.log[0])
-        return text
+        return result
 
 
 @pytest.fixture(scope="session")
@@ -440,6 +540,199 @@ def test_one_visitor_at_a_time(gpt, no_traceback):
     assert order == ["long", "short"]
 
 
+# ------------------------------------------------------------------------------ picture classifiers
+
+PICTURES = ["cnn", "resnet"]
+DAMAGED = r"This (\w+) file is damaged, or of an uncommon kind; save it anew as"
+NO_PICTURE = "This is no picture that can be read here; save it as JPEG or PNG"
+
+
+class Beholder(Visitor):
+    """Somebody who shows pictures to a Space."""
+
+    def classify(self, path: Path | None):
+        """({name: probability}, names on offer, what was seen, where it looked, legend)."""
+        file = path and gradio_client.handle_file(path)
+        top, offer, seen, shown, legend = self.result(
+            self.client.submit(file, api_name="/classify")
+        )
+        top = {x["label"]: x["confidence"] for x in top.get("confidences", [])}
+        names = [name for name, _ in offer["choices"]]
+        assert offer["value"] == next(iter(names), None)
+        return top, names, seen and pixels(seen), shown and pixels(shown), legend
+
+    def explain(self, path: Path, name: str):
+        """(where it looked, legend)."""
+        file = gradio_client.handle_file(path)
+        shown, legend = self.result(self.client.submit(file, name, api_name="/explain"))
+        return pixels(shown), legend
+
+    def sees(self, path: Path):
+        """(32, 32, 3) colours."""
+        return self.classify(path)[2][5::10, 5::10]
+
+
+def pixels(picture) -> np.ndarray:
+    """A picture, or its file, as (height, width, 3) numbers."""
+    if not isinstance(picture, PIL.Image.Image):
+        picture = PIL.Image.open(picture)
+    return np.asarray(picture.convert("RGB")).astype(float)
+
+
+@pytest.fixture(scope="session")
+def beholders(served):
+    return {row: Beholder(served[row]["url"]) for row in PICTURES}
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """Noise of 32 x 32 pixels, one half of which is dark."""
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    noise[:, :16] //= 4
+    return PIL.Image.fromarray(noise)
+
+
+def grad_cam(folder: Path, photo, name: str):
+    """({name: probability}, (y, x) evidence), worked out by a backward pass through the model."""
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    colours = torch.tensor(pixels(photo)).float() / 255
+    normal = (colours - torch.tensor(settings["image_mean"])) / torch.tensor(settings["image_std"])
+    output = model(normal.permute(2, 0, 1)[None], output_hidden_states=True)
+    (grid,) = [x for x in output.hidden_states if x.shape[-1] in (7, 8)]
+    grid.retain_grad()
+    output.logits[0, CIFAR10.index(name)].backward()
+    evidence = torch.einsum("c,cyx->yx", grid.grad[0].mean((1, 2)), grid[0]).clamp_min(0)
+    chances = output.logits[0].softmax(-1).tolist()
+    return dict(zip(CIFAR10, chances, strict=True)), evidence.detach().numpy()
+
+
+@pytest.mark.parametrize("row", PICTURES)
+def test_a_picture_is_named_and_explained(beholders, models, photo, row, tmp_path, no_traceback):
+    photo.save(tmp_path / "photo.png")
+    top, names, seen, shown, legend = beholders[row].classify(tmp_path / "photo.png")
+    chances, _ = grad_cam(models[row], photo, names[0])
+    assert names == list(top) == sorted(chances, key=chances.get, reverse=True)[:5]
+    assert top == pytest.approx({name: chances[name] for name in names}, abs=1e-5)
+    assert (seen == pixels(photo).repeat(10, 0).repeat(10, 1)).all()
+    assert f"<b>{names[0]}</b>" in legend and not beholders[row].warnings
+
+    maps = {name: beholders[row].explain(tmp_path / "photo.png", name) for name in CIFAR10}
+    assert (maps[names[0]][0] == shown).all() and maps[names[0]][1] == legend
+    assert len({x.tobytes() for x, _ in maps.values()}) > 5
+    for name, (map_, key) in maps.items():
+        _, evidence = grad_cam(models[row], photo, name)
+        assert ("linear-gradient" in key) == (evidence.max() > 0)
+        if evidence.max() > 0:  # brightest, apart from the grey picture below, where there is most
+            heat = (map_ - 0.4 * pixels(photo.convert("L")).repeat(10, 0).repeat(10, 1)).sum(-1)
+            side = len(evidence)
+            at = (np.arange(320) * side) // 320
+            cells = np.array(
+                [[heat[at == y][:, at == x].mean() for x in range(side)] for y in range(side)]
+            )
+            assert np.corrcoef(cells.ravel(), evidence.ravel())[0, 1] > 0.8
+
+
+def test_pictures_of_all_kinds(beholders, photo, tmp_path, no_traceback):
+    visitor = beholders["resnet"]
+
+    def sees(name, picture, **options):
+        picture.save(tmp_path / name, **options)
+        return visitor.sees(tmp_path / name)
+
+    for name in ("a.png", "a.webp", "a.bmp", "a.tiff"):
+        options = {"lossless": True} if name == "a.webp" else {}
+        assert (sees(name, photo, **options) == pixels(photo)).all(), name
+    for name, kind in (("a.jpg", "RGB"), ("a.avif", "RGB"), ("cmyk.jpg", "CMYK"), ("a.gif", "P")):
+        assert np.abs(sees(name, photo.convert(kind)) - pixels(photo)).mean() < 40, name
+    grey = photo.convert("L")
+    assert (sees("grey.png", grey) == pixels(grey)).all()
+    deep = PIL.Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert (sees("deep.png", deep) == pixels(grey)).all()
+    assert sees("bits.png", photo.convert("1")).max() == 255
+
+    turned = PIL.Image.Exif()
+    turned[274] = 6  # to be turned by 90 degrees to the right
+    assert (sees("turned.png", photo.rotate(90), exif=turned) == pixels(photo)).all()
+    assert (sees("nonsense.png", photo, exif=b"nonsense") == pixels(photo)).all()
+
+    wide = PIL.Image.new("RGB", (96, 32), "red")
+    wide.paste(photo, (32, 0))
+    assert (sees("wide.png", wide) == pixels(photo)).all()
+    for size in ((1, 1), (1, 3000), (3, 2)):
+        assert (sees("odd.png", PIL.Image.new("RGB", size, "red")) == (255, 0, 0)).all()
+    small_copy = {"save_all": True, "append_images": [photo.resize((9, 9))]}
+    sees("telephone.jpg", photo, format="MPO", **small_copy)
+    assert not visitor.warnings
+
+
+def test_pictures_that_move_and_that_are_transparent(beholders, photo, tmp_path, no_traceback):
+    visitor = beholders["cnn"]
+    for kind in ("gif", "png", "webp"):
+        frames = {"save_all": True, "append_images": [photo.rotate(90), photo.rotate(180)]}
+        photo.save(tmp_path / f"moves.{kind}", **frames)
+        visitor.sees(tmp_path / f"moves.{kind}")
+        assert visitor.warnings == ["The file holds several pictures; the network sees the first."]
+    glass = photo.convert("RGBA")
+    glass.paste((0, 0, 0, 0), (0, 0, 32, 16))
+    glass.save(tmp_path / "glass.png")
+    seen = visitor.sees(tmp_path / "glass.png")
+    assert visitor.warnings == ["What is transparent in the picture is shown on white."]
+    assert (seen[:16] == 255).all() and (seen[16:] == pixels(photo)[16:]).all()
+    palette = photo.convert("P")
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
+    assert (visitor.sees(tmp_path / "palette.png")[0, 0] == 255).all()
+
+
+def empty_png(width: int, height: int) -> bytes:
+    """A small file that claims to hold so many pixels."""
+    chunks = [b"\x89PNG\r\n\x1a\n"]
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b"")):
+        crc = zlib.crc32(kind + data)
+        chunks += [struct.pack(">I", len(data)), kind, data, struct.pack(">I", crc)]
+    return b"".join(chunks)
+
+
+def test_files_that_are_no_pictures(beholders, photo, tmp_path, no_traceback):
+    files = {
+        "empty.png": (b"", "This file is empty"),
+        "text.png": (b"hello", NO_PICTURE),
+        "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', NO_PICTURE),
+        "telephone.heic": (b"\0\0\0\x18ftypheic" + bytes(99), NO_PICTURE),
+        "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NO_PICTURE),
+        "large.png": (empty_png(10_000, 5_001), "This picture has more than 50 million pixels"),
+        "bomb.png": (empty_png(60_000, 60_000), "This picture has more than 50 million pixels"),
+    }
+    for kind in ("png", "jpeg", "gif", "bmp"):
+        photo.save(tmp_path / "whole", kind)
+        whole = (tmp_path / "whole").read_bytes()
+        files[f"cut.{kind}"] = (whole[: len(whole) * 9 // 10], DAMAGED)
+    number = PIL.Image.fromarray(np.zeros((9, 9), np.float32))
+    number.save(tmp_path / "whole", "TIFF")
+    files["numbers.tiff"] = ((tmp_path / "whole").read_bytes(), DAMAGED)
+    for name, (content, message) in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(gradio_client.exceptions.AppError, match=rf"^{message}"):
+            beholders["cnn"].classify(tmp_path / name)
+
+    photo.save(tmp_path / "photo.png")
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"^The classes are: airplane,"):
+        beholders["cnn"].explain(tmp_path / "photo.png", "<unicorn>")
+    assert beholders["cnn"].classify(None) == ({}, [], None, None, "")
+    assert beholders["cnn"].classify(tmp_path / "photo.png")[0]
+
+
+def test_examples_from_the_folder_or_the_hub_or_none(served):
+    for name in ("cnn", "resnet", "resnet-damaged-data"):
+        components = httpx.get(f"{served[name]['url']}config").json()["components"]
+        (gallery,) = [x["props"] for x in components if x["type"] == "gallery"]
+        found = [x["caption"] for x in gallery["value"] or []]
+        assert found == ([] if "damaged" in name else CIFAR10)
+        assert gallery["visible"] == bool(found)
+    assert served["errors"].read_text().count("no example pictures of CIFAR-10 (Arrow") == 1
+
+
 # ----------------------------------------------------------------------------------- in a browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -524,3 +817,32 @@ def test_a_visit_to_gpt(served, visit, tmp_path):
     assert page.evaluate(f"{grown}.scrollHeight <= {grown}.clientHeight + 2"), "text is cut off"
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_visit_to_a_picture_classifier(served, visit, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "photo.png").read_bytes()[:999])
+    for name, width, height in (("wide", 1280, 900), ("phone", 390, 844)):
+        page = visit(served["resnet"]["url"], width, height)
+        page.get_by_role("button", name="Thumbnail 4 of 10").click()
+        legend, maps = page.locator(".legend"), page.get_by_alt_text("Where the evidence")
+        legend.wait_for()
+        before = maps.get_attribute("src")
+        page.get_by_role("radio").nth(1).click()
+        changed = "old => document.querySelectorAll('.seen img')[1].src != old"
+        page.wait_for_function(changed, arg=before)
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+        page.get_by_label("Remove Image").click()
+        legend.wait_for(state="detached")
+        upload = page.locator("input[type=file]").first
+        upload.set_input_files(tmp_path / "photo.png")
+        legend.wait_for()
+        page.get_by_label("Remove Image").click()
+        legend.wait_for(state="detached")
+        upload.set_input_files(tmp_path / "cut.png")
+        page.get_by_text("This PNG file is damaged").wait_for()
+        assert page.get_by_text("This PNG file is damaged").count() == 1
+        page.get_by_text("Drop a picture here").wait_for()
+        assert not maps.count()

@@ -17,6 +17,7 @@ import torch
 from transformers.utils import cached_file
 
 MAX_WAITING = 16  # visitors in the queue; the next one is told to come back later
+MAX_FILE = "20mb"  # what a visitor may upload; every Gradio app has a place for it
 FONT = ("ui-sans-serif", "system-ui", "sans-serif")  # the reader's own: nothing to download
 THEME = gr.themes.Soft(
     primary_hue="teal", secondary_hue="teal", neutral_hue="stone", font=FONT, font_mono=FONT
@@ -31,6 +32,8 @@ THEME = gr.themes.Soft(
     block_title_padding="0",
     block_title_text_color="*neutral_600",
     block_title_text_color_dark="*neutral_300",
+    checkbox_label_background_fill_selected="*primary_700",
+    checkbox_label_background_fill_selected_dark="*primary_700",
     button_primary_background_fill="*primary_700",  # dark enough for its white letters
     button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_700",
@@ -184,17 +187,21 @@ def page(title: str) -> gr.Blocks:
     return gr.Blocks(title=title, analytics_enabled=False)
 
 
-def launch(blocks: gr.Blocks) -> None:
+def launch(blocks: gr.Blocks, css: str = "") -> None:
     """Serves the page to this machine only, or as GRADIO_SERVER_NAME says; one visitor at a time.
 
     GRADIO_SERVER_PORT names a port.
+
+    Args:
+        css: what this page needs beyond what all have.
     """
     # Not api_open: requests by another way would go past the queue.
     blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
     blocks.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         theme=THEME,
-        css=CSS,
+        css=CSS + css,
+        max_file_size=MAX_FILE,
         footer_links=["api", "gradio"],
         run_history=False,  # what a visitor writes is kept nowhere
         ssr_mode=False,
