@@ -2,9 +2,9 @@
 
     python benchmarks/gpt_lora.py [--updates 150]
 
-Every variant is `configs/gpt_dickens.yaml` with one thing changed; both LoRA and full fine-tuning
-have a choice of rates, so that neither is beaten for being badly set. Writes
-results/benchmarks/gpt_dickens.json.
+Variants of `configs/gpt_dickens.yaml`; both LoRA and full fine-tuning have a choice of rates, so
+that neither is beaten for being badly set. The last is `configs/gpt.yaml`, which made the base model, on
+the same text. Writes results/benchmarks/gpt_dickens.json.
 """
 
 import argparse

@@ -49,6 +49,7 @@ DICKENS = (
     "The Chimes",
     "The Cricket on the Hearth",
 )
+NUM_OTHERS = 17
 HELD_OUT = ("A Christmas Carol", "carroll-alice")
 
 
@@ -77,7 +78,12 @@ def load_gutenberg(collection: str = "all", data_dir: str | Path | None = None) 
         books += _read_dickens(folder / DICKENS_FILE)
     if collection in ("others", "all"):
         documents = read_archive(folder / OTHERS_FILE)
-        books += [(Path(name).stem, text) for name, text in documents]
+        others = [(Path(name).stem, text) for name, text in documents]
+        if len(others) != NUM_OTHERS:
+            raise ValueError(
+                f"{OTHERS_FILE} holds {len(others)} books; it should hold {NUM_OTHERS}"
+            )
+        books += others
     rows = [{"title": title, "text": _tidy(text)} for title, text in books]
     dataset = DatasetDict(
         train=Dataset.from_list([row for row in rows if row["title"] not in HELD_OUT]),

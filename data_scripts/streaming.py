@@ -24,7 +24,11 @@ Run it to see what it makes of a corpus: `python data_scripts/streaming.py corpu
 """
 
 import argparse
+import glob
 import hashlib
+import lzma
+import os
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -43,7 +47,7 @@ from groundup.data_scripts.sources import (
     log_to_terminal,
     with_info,
 )
-from groundup.data_scripts.text import COMPRESSION_SUFFIXES, is_left_out
+from groundup.data_scripts.text import ARCHIVE_SUFFIXES, COMPRESSION_SUFFIXES, is_left_out
 from groundup.data_scripts.tokenization import encode_documents
 
 BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -83,8 +87,12 @@ def open_stream(
     files = _find_files(path)
     if files:
         kind = _kind(files)
-        names, origin, license = [str(f.name) for f in files], f"local {path.name}", "unknown"
-        where = {"path": kind, "data_files": list(map(str, files)), **OPTIONS.get(kind, {})}
+        root = path if path.is_dir() else path.parent
+        names = [os.path.relpath(file, root) for file in files]
+        origin, license = f"local {path.name}", "unknown"
+        # Escaped, since `datasets` takes names for patterns.
+        data_files = [glob.escape(str(file)) for file in files]
+        where = {"path": kind, "data_files": data_files, **OPTIONS.get(kind, {})}
     else:
         commit, license = _find_on_hub(source)
         names, origin = [commit], f"Hub {source}"
@@ -131,6 +139,8 @@ def _suffix(file: PurePosixPath) -> str:
 
 
 def _kind(files: list[Path]) -> str:
+    if archives := [file.name for file in files if file.name.lower().endswith(ARCHIVE_SUFFIXES)]:
+        raise ValueError(f"{archives[0]} is an archive, which cannot be streamed: unpack it first")
     kinds = {BUILDERS.get(_suffix(file), "text") for file in files}
     if len(kinds) > 1:
         raise ValueError(
@@ -165,7 +175,7 @@ def _texts(documents: IterableDataset) -> Iterator[str]:
             if not isinstance(text, str | None):
                 raise ValueError(f"a text must be a string, and one is {text!r:.60}")
             yield text or ""
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(
             f"{documents.info.description} cannot be read on: {error}. Mend it, and the same "
             f"command goes on"

@@ -181,6 +181,11 @@ def add_characters(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> 
     return tokenizer.convert_tokens_to_ids(missing)
 
 
+def loses_characters(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether there are characters that it does not know; one over bytes knows them all."""
+    return tokenizer.unk_token_id in tokenizer("\N{SNOWMAN}\N{OGHAM LETTER RUIS}").input_ids
+
+
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str]) -> np.ndarray:
     """All documents as one row of ids, `<|endoftext|>` before each.
 

@@ -204,10 +204,11 @@ def table(results: list[dict]) -> str:
         metric = result["metrics"][bar["metric"]]
         spread = f" ± {metric['deviation']:.4f}" if metric["deviation"] is not None else ""
         reached = metric["mean"] <= bar["bar"] if bar["lower"] else metric["mean"] >= bar["bar"]
+        seeds = len(result["seeds"])
         cells = [
             f"[`{result['config']}`](configs/{result['config']}.yaml)",
             result["data"]["name"],
-            f"**{metric['mean']:.4f}**{spread} {bar['unit']} ({len(result['seeds'])} seeds)",
+            f"**{metric['mean']:.4f}**{spread} {bar['unit']} ({seeds} seed{'s' * (seeds > 1)})",
             f"{statistics.mean(result['train_seconds']):.0f} s",
             f"{max(result['peak_memory_bytes']) / 2**30:.2f} GiB",
             f"{'≤' if bar['lower'] else '≥'} {bar['bar']}{'' if reached else ': **not reached**'}",

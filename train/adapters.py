@@ -5,13 +5,14 @@ and learns a small change beside it, W + (alpha / r) B A, where A is (r, in) and
 does the wrapping; what is here says where, how large, and what becomes of it.
 """
 
+import hashlib
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from groundup.train.recipe import put_in_place
 
@@ -39,16 +40,19 @@ class FineTuneArguments:
             raise ValueError("--lora_rank changes a trained model: name it with --base_model")
 
 
-def load_base_model(name: str, model_class, model_args):
+def load_base_model(name: str, model_class, model_args, chosen: set[str]):
     """A trained model, from a folder or the Hub, with the dropout that the arguments give.
+
+    Args:
+        chosen: names of the arguments that the user gave, rather than a default config.
 
     Raises:
         ValueError: there is none of this name, or the arguments ask for another shape than it has.
     """
-    chosen = asdict(model_args)
+    given = asdict(model_args)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, **{key: chosen[key] for key in CHANGEABLE}
+            name, dtype=torch.float32, **{key: given[key] for key in CHANGEABLE}
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
@@ -56,13 +60,29 @@ def load_base_model(name: str, model_class, model_args):
         raise ValueError(
             f"{name} is a {type(model).__name__}; the base model must be a {model_class.__name__}"
         )
-    for option in fields(model_args):
-        asked, has = chosen[option.name], getattr(model.config, option.name, None)
-        if option.name not in CHANGEABLE and asked not in (has, option.default):
-            raise ValueError(
-                f"{option.name} is {has} in {name} and cannot become {asked}: leave it out"
-            )
+    for option in sorted(chosen & set(given) - CHANGEABLE):
+        asked, has = given[option], getattr(model.config, option, None)
+        if asked != has:
+            raise ValueError(f"{option} is {has} in {name} and cannot become {asked}: leave it out")
     return model
+
+
+def content_of(name: str) -> str:
+    """What tells a base model from a later one of the same name, for the settings of a run.
+
+    Returns:
+        SHA-256 of a folder's weights, 16 digits, or the commit on the Hub.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(folder.glob("*.safetensors")):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+    try:
+        return AutoConfig.from_pretrained(name)._commit_hash
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
 
 
 def add_lora(model, rank: int, new_tokens: list[int], embedding: str = "embed_tokens") -> PeftModel:

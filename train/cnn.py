@@ -1,9 +1,10 @@
 """Trains a CNN: a small convolutional network that classifies pictures.
 
-accelerate launch -q train/cnn.py                                 # CIFAR-10, configs/cnn.yaml
-accelerate launch -q train/cnn.py --config configs/cnn_fast.yaml
-accelerate launch -q train/cnn.py --hold_out 5000 --flip none --output_dir runs/no_flip
-accelerate launch -q train/cnn.py --evaluate_only                 # score the model in runs/cnn
+    accelerate launch -q train/cnn.py                                 # CIFAR-10, configs/cnn.yaml
+    accelerate launch -q train/cnn.py --hold_out 5000 --flip none --output_dir runs/no_flip
+    accelerate launch -q train/cnn.py --evaluate_only                 # score the model in runs/cnn
+
+The pictures are those of CIFAR-10 or CIFAR-100 (`--dataset`).
 """
 
 from dataclasses import asdict

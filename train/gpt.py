@@ -28,6 +28,7 @@ from groundup.data_scripts.tokenization import (
     add_characters,
     encode_documents,
     load_tokenizer,
+    loses_characters,
     train_tokenizer,
 )
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
@@ -117,11 +118,11 @@ def make_tokenizer(data_args, tune_args, texts: list[str]):
     return load_tokenizer(data_args.tokenizer), []
 
 
-def make_model(model_args, tune_args, tokenizer, new_tokens: list[int]):
+def make_model(model_args, tune_args, tokenizer, new_tokens: list[int], chosen: set[str]):
     """A model with random weights, or a trained one that knows the new tokens and may have LoRA."""
     if not tune_args.base_model:
         return new_model(model_args, tokenizer)
-    model = adapters.load_base_model(tune_args.base_model, GPTForCausalLM, model_args)
+    model = adapters.load_base_model(tune_args.base_model, GPTForCausalLM, model_args, chosen)
     if new_tokens:
         model.resize_token_embeddings(len(tokenizer))
     if tune_args.lora_rank:
@@ -139,6 +140,24 @@ def new_model(model_args, tokenizer) -> GPTForCausalLM:
         **asdict(model_args),
     )
     return GPTForCausalLM(config)
+
+
+def check_choices(tune_args, args) -> None:
+    """Raises ValueError for flags that do not go together."""
+    for flag in sorted({"tokenizer", "tokenizer_vocab_size"} & args.chosen):
+        if tune_args.base_model:
+            raise ValueError(
+                f"{tune_args.base_model} has a tokenizer of its own: leave out --{flag}"
+            )
+    if tune_args.lora_rank and args.muon_learning_rate:
+        raise ValueError(
+            "LoRA's factors are trained by AdamW: take --config configs/gpt_dickens.yaml, whose rates "
+            "fit, or set --muon_learning_rate 0 and a --learning_rate of about 0.005"
+        )
+    if tune_args.lora_rank and args.fsdp_plugin_args:
+        raise ValueError(
+            "LoRA is small enough for one GPU: take configs/accelerate/ddp.yaml, not fsdp"
+        )
 
 
 @recipe.one_line_errors
@@ -160,11 +179,7 @@ def main(argv=None):
             "pass over all of them would be hundreds of passes over the text"
         )
     recipe.check_scorable(args)
-    if data_args.streaming and data_args.tokenizer == "characters":
-        raise ValueError(
-            "a streamed text has characters that its beginning does not have: set --tokenizer to "
-            "bpe or unigram, which lose nothing, or to a saved one"
-        )
+    check_choices(tune_args, args)
     set_seed(args.seed)
 
     # 2. Data
@@ -172,6 +187,8 @@ def main(argv=None):
     checkpoint = None
     if not args.evaluate_only:
         settings = recipe.settings_of(args, data_args, model_args, tune_args, data=data)
+        if tune_args.base_model:
+            settings["base_model_content"] = adapters.content_of(tune_args.base_model)
         checkpoint = recipe.prepare_folder(args, settings)
     texts = {name: split["text"] for name, split in dataset.items()}
     if args.evaluate_only:
@@ -179,6 +196,11 @@ def main(argv=None):
     else:
         tokenizer, new_tokens = make_tokenizer(data_args, tune_args, texts["train"])
     if stream is not None:
+        if loses_characters(tokenizer):
+            raise ValueError(
+                "a streamed text has characters that its beginning does not have, and this "
+                "tokenizer would lose them: set --tokenizer to bpe or unigram, which lose nothing"
+            )
         del texts["train"]  # which the tokenizer was made from; the stream begins with it
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
     to_train_on = "a stream of" if stream is not None else f"{len(tokens['train']):,}"
@@ -191,7 +213,7 @@ def main(argv=None):
     if args.evaluate_only:
         model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
     else:
-        model = make_model(model_args, tune_args, tokenizer, new_tokens)
+        model = make_model(model_args, tune_args, tokenizer, new_tokens, args.chosen)
     block_size = model.config.max_position_embeddings
 
     # 4. Fit
@@ -279,14 +301,13 @@ def write_report(
             f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
             f"{config.num_attention_heads} heads, "
             f"{config.position_embedding_type} positions, blocks of "
-            f"{config.max_position_embeddings} tokens, {data_args.tokenizer} tokenizer with "
-            f"{config.vocab_size:,} tokens. It continues a text, one token after the other."
+            f"{config.max_position_embeddings} tokens, a vocabulary of {config.vocab_size:,}. It continues a text, one token after the other."
             + (fine_tuning(run, tune_args) if base else ""),
             "Samples": "\n\n".join(f"```text\n{sample.strip()}\n```" for sample in samples),
             "Training": "![loss](figures/loss.png)\n\nThe loss is taken over the whole validation "
             "split, in blocks of the model's context, each character scored once.",
-            "What it is not good for": "It has read one small text and knows nothing else: no "
-            "facts, no instructions, no other language or style. It is a model to learn from.",
+            "What it is not good for": "It knows what it has read and nothing else: no facts to "
+            "rely on, no instructions, no other language or style. It is a model to learn from.",
         },
     )
     report.finish(output_dir, run)
@@ -296,10 +317,14 @@ def fine_tuning(run: dict, tune_args) -> str:
     """What the card says of where the model comes from."""
     metrics, rank = run["metrics"], tune_args.lora_rank
     base = Path(tune_args.base_model).name
-    how = f"LoRA of rank {rank} (also alone, for PEFT, in `adapter/`)" if rank else "all weights"
+    how = "all weights"
+    if rank:
+        how = (
+            f"LoRA of rank {rank} (alone in `adapter/`, for PEFT, beside `{tune_args.base_model}`)"
+        )
     return (
         f"\n\nIt began as `{base}` and was trained further on {run['data']['name']}: {how}, "
-        f"{metrics['trained_parameters']:,} parameters. The loss there fell from "
+        f"{metrics['trained_parameters']:,} parameters. The loss there went from "
         f"{metrics[f'{SCORE}_before']:.4f} to {metrics[SCORE]:.4f}."
     )
 

@@ -65,7 +65,7 @@ def train_loop(
     for name in ("logging_steps", "save_steps", "eval_steps"):
         if 0 < (getattr(args, name) or 1) < 1:
             raise ValueError(f"--{name} counts updates here; it cannot be a share of them")
-    begin(args)
+    begin(args, checkpoint)
     # The log, and the sums of the `count` updates since its last entry.
     history, sums, count = [], {}, 0
     stopwatch, first = Stopwatch(), 0

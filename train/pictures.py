@@ -127,7 +127,18 @@ def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
 
 
 def make_trainer(model, args, pictures: Pictures, **kwargs) -> recipe.RunTrainer:
-    """A Trainer for pictures, which reports accuracy."""
+    """A Trainer for pictures, which reports accuracy.
+
+    Raises:
+        ValueError: the model has other classes than the data, or labels would be smoothed twice.
+    """
+    if list(model.config.id2label.values()) != pictures.names:
+        raise ValueError(
+            f"the model tells {model.config.num_labels} classes apart that are not those of "
+            f"{pictures.description['name']}: set --dataset to what it was trained on"
+        )
+    if args.label_smoothing_factor:
+        raise ValueError("use --label_smoothing, which goes with mixup, not label_smoothing_factor")
     metric = Accuracy()
     return recipe.RunTrainer(
         model,
@@ -204,6 +215,7 @@ def plot_confusion(path: Path, logits: np.ndarray, labels: np.ndarray, names: li
     ConfusionMatrixDisplay.from_predictions(
         labels,
         logits.argmax(-1),
+        labels=range(len(names)),
         normalize="true",
         display_labels=names,
         include_values=len(names) <= 20,
@@ -225,14 +237,16 @@ def plot_mistakes(
 
     probabilities = torch.from_numpy(logits).softmax(-1).numpy()
     guess, sure = probabilities.argmax(-1), probabilities.max(-1)
-    worst = np.argsort(-np.where(guess != labels, sure, -1))[:16]
+    mistakes = np.flatnonzero(guess != labels)
+    worst = mistakes[np.argsort(-sure[mistakes])][:16]
     figure, grid = plt.subplots(2, 8, figsize=(12, 3.8), layout="constrained")
-    for axes, i in zip(grid.flat, worst, strict=True):
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, i in zip(grid.flat, worst, strict=False):  # there may be fewer mistakes
         axes.imshow(batches.images[batches.rows[i]].transpose(1, 2, 0), interpolation="nearest")
         axes.set_title(
             f"{names[guess[i]]} {sure[i]:.0%}\nis {names[labels[i]]}", fontsize=9, loc="left"
         )
-        axes.axis("off")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

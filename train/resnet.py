@@ -1,9 +1,11 @@
 """Trains a ResNet that classifies pictures.
 
-accelerate launch -q train/resnet.py                               # ResNet-20 on CIFAR-10
-accelerate launch -q train/resnet.py --config configs/resnet_56.yaml
-accelerate launch -q train/resnet.py --shortcut none --output_dir runs/plain   # no shortcuts
-accelerate launch -q train/resnet.py --evaluate_only --output_dir pretrained/resnet
+    accelerate launch -q train/resnet.py                               # ResNet-20 on CIFAR-10
+    accelerate launch -q train/resnet.py --depths 9 9 9 --output_dir runs/resnet_56
+    accelerate launch -q train/resnet.py --shortcut none --output_dir runs/plain   # no shortcuts
+    accelerate launch -q train/resnet.py --evaluate_only               # score runs/resnet
+
+The pictures are those of CIFAR-10 or CIFAR-100 (`--dataset`).
 """
 
 from dataclasses import asdict
