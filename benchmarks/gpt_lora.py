@@ -3,8 +3,8 @@
     python benchmarks/gpt_lora.py [--updates 150]
 
 Variants of `configs/gpt_dickens.yaml`; both LoRA and full fine-tuning have a choice of rates, so
-that neither is beaten for being badly set. The last is `configs/gpt.yaml`, which made the base model, on
-the same text. Writes results/benchmarks/gpt_dickens.json.
+that neither is beaten for being badly set. The last is `configs/gpt.yaml`, which made the base
+model, on the same text. Writes results/benchmarks/gpt_dickens.json.
 """
 
 import argparse

@@ -53,6 +53,7 @@ from groundup.data_scripts.tokenization import encode_documents
 BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # As in `load_text`, a text file is one document. (The mark that some editors begin it with is not.)
 OPTIONS = {"text": {"sample_by": "document", "encoding": "utf-8-sig"}}
+PACKED_BADLY = (EOFError, zlib.error, lzma.LZMAError)
 HEAD_CHARACTERS = 2**23  # from so much text a tokenizer is made
 WINDOW_CHARACTERS = 2**22  # so much is tokenised at once: about a million tokens, some 50 MB
 
@@ -97,7 +98,10 @@ def open_stream(
         commit, license = _find_on_hub(source)
         names, origin = [commit], f"Hub {source}"
         where = {"path": source, "name": config, "revision": commit}
-    documents = load_dataset(**where, split="train", streaming=True).select_columns(["text"])
+    try:
+        documents = load_dataset(**where, split="train", streaming=True).select_columns(["text"])
+    except PACKED_BADLY as error:
+        raise ValueError(f"{source} cannot be read: {error}") from error
     documents.info.description = origin
 
     texts = _texts(documents)
@@ -175,7 +179,7 @@ def _texts(documents: IterableDataset) -> Iterator[str]:
             if not isinstance(text, str | None):
                 raise ValueError(f"a text must be a string, and one is {text!r:.60}")
             yield text or ""
-    except (ValueError, KeyError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (ValueError, KeyError, *PACKED_BADLY) as error:
         raise ValueError(
             f"{documents.info.description} cannot be read on: {error}. Mend it, and the same "
             f"command goes on"

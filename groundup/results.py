@@ -89,7 +89,8 @@ def publish(folders: list[Path]) -> None:
         result["pretrained"] = again
         scored = json.dumps({**runs[0], "metrics": again}, indent=1) + "\n"
         (export / "metrics.json").write_text(scored, encoding="utf-8")
-        seeds = f"mean of {len(runs)} seeds: {result['metrics'][score]['mean']:.4f}"
+        mean = result["metrics"][score]["mean"]
+        seeds = f"mean of {len(runs)} seeds: {mean:.4f}" if len(runs) > 1 else "one seed"
         add_to_card(
             export / "README.md",
             [

@@ -379,9 +379,11 @@ def build(classifier: Classifier, source: space.Source, title: str, about: str) 
         for forget in (picture.clear, given.failure, taken.failure):
             forget(**blank)
         # The page offers the likeliest classes; those who call the API may ask for any.
-        asked = space.bounded(gr.Textbox(label="Class", max_length=100, visible=False))
+        asked = space.bounded(gr.Textbox(label="Class", max_length=100, visible="hidden"))
         explain = {"fn": classifier.explain, "outputs": [shown, key], "concurrency_id": "look"}
-        chosen.input(inputs=[picture, chosen], api_visibility="private", **explain)
+        chosen.input(
+            inputs=[picture, chosen], api_name="choose", api_visibility="private", **explain
+        )
         asked.submit(inputs=[picture, asked], api_name="explain", **explain)
     return blocks
 

@@ -4,17 +4,19 @@ A tiny GPT that has read one text goes on with another, which has characters of 
 """
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_recipe import TINY, assert_refused, interrupted_at, toy_text
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from groundup.data_scripts.tokenization import add_characters, train_tokenizer
 from groundup.models.gpt import GPTForCausalLM
 from groundup.train import gpt
+from groundup.train.adapters import content_of
 
 NEW = '"?é'
 RANK = 2
@@ -142,12 +144,31 @@ def test_in_full_all_weights_change(base, flags, tmp_path):
     ("more", "words"),
     [
         (["--lora_rank=-1"], ["lora_rank is -1"]),
-        (["--base_model=no/where"], ["no tokenizer at no/where"]),
+        (["--base_model=no/where"], ["no model at no/where"]),
         (["--hidden_size=32"], ["hidden_size is 16", "cannot become 32"]),
+        (["--position_embedding_type=rotary"], ["position_embedding_type is learned"]),
+        (["--tokenizer=bpe"], ["leave out --tokenizer"]),
+        (["--lora_rank=2", "--muon_learning_rate=0.02"], ["--muon_learning_rate 0"]),
     ],
 )
 def test_a_mistake_is_one_line(capsys, flags, tmp_path, more, words):
     assert_refused(capsys, flags(tmp_path, *more), *words)
+
+
+def test_a_base_of_another_kind_is_one_line(capsys, flags, tmp_path):
+    GPT2Config(n_layer=1, n_embd=8, n_head=2).save_pretrained(tmp_path / "gpt2")
+    arguments = flags(tmp_path / "run", f"--base_model={tmp_path / 'gpt2'}")
+    assert_refused(capsys, arguments, "is a gpt2", "must be a GPTForCausalLM")
+
+
+def test_another_model_of_the_same_name_is_another_base(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    before = content_of(str(tmp_path / "base"), GPTForCausalLM)
+    assert before == content_of(str(base), GPTForCausalLM)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.bias"] += 1
+    save_file(weights, tmp_path / "base" / "model.safetensors")
+    assert content_of(str(tmp_path / "base"), GPTForCausalLM) != before
 
 
 def test_lora_needs_a_base_model(capsys, tmp_path):

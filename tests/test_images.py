@@ -131,7 +131,7 @@ def test_cifar_from_the_hub(hub, no_folder):
         ("uoft-cs/cifar10", "plain_text", 10, "label"),
         ("uoft-cs/cifar100", "cifar100", 100, "fine_label"),
     ):
-        api.create_repo(hub_id, repo_type="dataset")
+        api.create_repo(hub_id, repo_type="dataset", exist_ok=True)
         for split in ("train", "test"):
             file = io.BytesIO()
             rows = split_of([png(p) for p in noise(3)], classes, image="img", label=label)

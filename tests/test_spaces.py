@@ -191,7 +191,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(examples), file)
     (folder / "damaged" / "cifar10" / "test.parquet").write_bytes(file.read_bytes()[:100])
     api = HfApi()
-    api.create_repo("uoft-cs/cifar10", repo_type="dataset")
+    api.create_repo("uoft-cs/cifar10", repo_type="dataset", exist_ok=True)
     api.upload_file(
         repo_id="uoft-cs/cifar10",
         repo_type="dataset",

@@ -178,6 +178,25 @@ def test_all_kinds_of_files_give_the_same_documents(tmp_path):
         assert str(tmp_path) not in str(data)
 
 
+def test_names_that_look_like_patterns(tmp_path):
+    names = ["a [1].txt", "b*.txt", "c.txt"]
+    for name in names:
+        (tmp_path / name).write_text(f"document {name}")
+    documents, dataset, _ = open_stream(str(tmp_path), validation_documents=1)
+    assert dataset["validation"]["text"] == ["document a [1].txt"]
+    assert [row["text"] for row in documents] == ["document b*.txt", "document c.txt"]
+
+
+def test_packed_files_that_break_off_and_archives(tmp_path):
+    packed = gzip.compress(json_lines([f"{i} {toy_text(20)}" for i in range(50)]).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_stream(str(tmp_path), validation_documents=1)
+    (tmp_path / "a.tar.gz").write_bytes(b"archive")
+    with pytest.raises(ValueError, match="unpack it first"):
+        open_stream(str(tmp_path / "a.tar.gz"))
+
+
 def test_the_fingerprint_knows_the_files(tmp_path):
     (tmp_path / "a.jsonl").write_text(json_lines(["x", "y"]))
     before = open_stream(str(tmp_path), validation_documents=1)[2]["fingerprint"]
@@ -270,7 +289,7 @@ def flags(tmp_path_factory):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--tokenizer", "characters"], ["--tokenizer to bpe or unigram"]),
+        (["--tokenizer", "characters"], ["--tokenizer bpe or unigram"]),
         (["--dataloader_num_workers", "2"], ["leave out --dataloader_num_workers"]),
         (["--validation_documents", "0"], ["--validation_documents is 0"]),
         (["--text", "no/such"], ["no/such is no file, folder or pattern"]),

@@ -40,26 +40,19 @@ class FineTuneArguments:
             raise ValueError("--lora_rank changes a trained model: name it with --base_model")
 
 
-def load_base_model(name: str, model_class, model_args, chosen: set[str]):
+def load_base_model(name: str, model_args, chosen: set[str]):
     """A trained model, from a folder or the Hub, with the dropout that the arguments give.
 
     Args:
         chosen: names of the arguments that the user gave, rather than a default config.
 
     Raises:
-        ValueError: there is none of this name, or the arguments ask for another shape than it has.
+        ValueError: the arguments ask for another shape than it has.
     """
     given = asdict(model_args)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, **{key: given[key] for key in CHANGEABLE}
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
-    if not isinstance(model, model_class):
-        raise ValueError(
-            f"{name} is a {type(model).__name__}; the base model must be a {model_class.__name__}"
-        )
+    model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=torch.float32, **{key: given[key] for key in CHANGEABLE}
+    )
     for option in sorted(chosen & set(given) - CHANGEABLE):
         asked, has = given[option], getattr(model.config, option, None)
         if asked != has:
@@ -67,22 +60,30 @@ def load_base_model(name: str, model_class, model_args, chosen: set[str]):
     return model
 
 
-def content_of(name: str) -> str:
+def content_of(name: str, model_class) -> str:
     """What tells a base model from a later one of the same name, for the settings of a run.
 
     Returns:
         SHA-256 of a folder's weights, 16 digits, or the commit on the Hub.
+
+    Raises:
+        ValueError: there is no model, or one of another class.
     """
     folder = Path(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
+    if not isinstance(config, model_class.config_class):
+        raise ValueError(
+            f"{name} is a {config.model_type}; the base model must be a {model_class.__name__}"
+        )
     if folder.is_dir():
         digest = hashlib.sha256()
         for file in sorted(folder.glob("*.safetensors")):
             digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
-    try:
-        return AutoConfig.from_pretrained(name)._commit_hash
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
+    return config._commit_hash
 
 
 def add_lora(model, rank: int, new_tokens: list[int], embedding: str = "embed_tokens") -> PeftModel:

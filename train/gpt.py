@@ -42,6 +42,10 @@ USAGE = """from transformers import pipeline
 
 write = pipeline("text-generation", "path/to/this/folder", trust_remote_code=True)
 print(write("ROMEO:", max_new_tokens=100, do_sample=True, temperature=0.8)[0]["generated_text"])"""
+STREAM_NEEDS_BYTES = (
+    "a streamed text has characters that its beginning has not, and a tokenizer of characters "
+    "would lose them: take one over bytes (--tokenizer bpe or unigram, or a base model with one)"
+)
 DATASETS_ON_HUB = {"tinyshakespeare": ["karpathy/tiny_shakespeare"]}
 ModelArguments = recipe.model_arguments(GPTConfig, leave_out=["vocab_size"])
 
@@ -97,6 +101,8 @@ def load_data(arguments: DataArguments) -> tuple[DatasetDict, dict, IterableData
         )
         return dataset, description, stream
     if arguments.text is not None:
+        if Path(arguments.text).suffix in (".json", ".jsonl", ".parquet"):
+            raise ValueError(f"{arguments.text} is no plain text: add --streaming to read it")
         dataset = load_text(arguments.text)
     elif arguments.dataset == "dickens":
         dataset = load_gutenberg("dickens", arguments.data_dir)
@@ -122,7 +128,7 @@ def make_model(model_args, tune_args, tokenizer, new_tokens: list[int], chosen: 
     """A model with random weights, or a trained one that knows the new tokens and may have LoRA."""
     if not tune_args.base_model:
         return new_model(model_args, tokenizer)
-    model = adapters.load_base_model(tune_args.base_model, GPTForCausalLM, model_args, chosen)
+    model = adapters.load_base_model(tune_args.base_model, model_args, chosen)
     if new_tokens:
         model.resize_token_embeddings(len(tokenizer))
     if tune_args.lora_rank:
@@ -142,8 +148,10 @@ def new_model(model_args, tokenizer) -> GPTForCausalLM:
     return GPTForCausalLM(config)
 
 
-def check_choices(tune_args, args) -> None:
+def check_choices(data_args, tune_args, args) -> None:
     """Raises ValueError for flags that do not go together."""
+    if data_args.streaming and data_args.tokenizer == "characters" and not tune_args.base_model:
+        raise ValueError(STREAM_NEEDS_BYTES)
     for flag in sorted({"tokenizer", "tokenizer_vocab_size"} & args.chosen):
         if tune_args.base_model:
             raise ValueError(
@@ -151,12 +159,8 @@ def check_choices(tune_args, args) -> None:
             )
     if tune_args.lora_rank and args.muon_learning_rate:
         raise ValueError(
-            "LoRA's factors are trained by AdamW: take --config configs/gpt_dickens.yaml, whose rates "
-            "fit, or set --muon_learning_rate 0 and a --learning_rate of about 0.005"
-        )
-    if tune_args.lora_rank and args.fsdp_plugin_args:
-        raise ValueError(
-            "LoRA is small enough for one GPU: take configs/accelerate/ddp.yaml, not fsdp"
+            "LoRA's factors are trained by AdamW: take --config configs/gpt_dickens.yaml, whose "
+            "rates fit, or set --muon_learning_rate 0 and a --learning_rate of about 0.005"
         )
 
 
@@ -179,16 +183,19 @@ def main(argv=None):
             "pass over all of them would be hundreds of passes over the text"
         )
     recipe.check_scorable(args)
-    check_choices(tune_args, args)
+    check_choices(data_args, tune_args, args)
     set_seed(args.seed)
 
     # 2. Data
     dataset, data, stream = load_data(data_args)
     checkpoint = None
-    if not args.evaluate_only:
+    if args.evaluate_only:
+        recipe.note_other_data(args, data)
+    else:
         settings = recipe.settings_of(args, data_args, model_args, tune_args, data=data)
         if tune_args.base_model:
-            settings["base_model_content"] = adapters.content_of(tune_args.base_model)
+            content = adapters.content_of(tune_args.base_model, GPTForCausalLM)
+            settings["base_model_content"] = content
         checkpoint = recipe.prepare_folder(args, settings)
     texts = {name: split["text"] for name, split in dataset.items()}
     if args.evaluate_only:
@@ -197,10 +204,7 @@ def main(argv=None):
         tokenizer, new_tokens = make_tokenizer(data_args, tune_args, texts["train"])
     if stream is not None:
         if loses_characters(tokenizer):
-            raise ValueError(
-                "a streamed text has characters that its beginning does not have, and this "
-                "tokenizer would lose them: set --tokenizer to bpe or unigram, which lose nothing"
-            )
+            raise ValueError(STREAM_NEEDS_BYTES)
         del texts["train"]  # which the tokenizer was made from; the stream begins with it
     tokens = {name: encode_documents(tokenizer, split) for name, split in texts.items()}
     to_train_on = "a stream of" if stream is not None else f"{len(tokens['train']):,}"
@@ -238,6 +242,8 @@ def main(argv=None):
         ),
         callbacks=[Sample(tokenizer, data_args.prompt), NoEpochs()],
     )
+    if tune_args.lora_rank and trainer.is_fsdp_enabled:
+        raise ValueError("LoRA does not go with FSDP: take configs/accelerate/ddp.yaml")
     if not args.evaluate_only:
         trained = model.num_parameters(only_trainable=True)
         print(f"{trained:,} parameters to train; blocks of {block_size} tokens")
@@ -301,7 +307,8 @@ def write_report(
             f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
             f"{config.num_attention_heads} heads, "
             f"{config.position_embedding_type} positions, blocks of "
-            f"{config.max_position_embeddings} tokens, a vocabulary of {config.vocab_size:,}. It continues a text, one token after the other."
+            f"{config.max_position_embeddings} tokens, a vocabulary of {config.vocab_size:,}. "
+            "It continues a text, one token after the other."
             + (fine_tuning(run, tune_args) if base else ""),
             "Samples": "\n\n".join(f"```text\n{sample.strip()}\n```" for sample in samples),
             "Training": "![loss](figures/loss.png)\n\nThe loss is taken over the whole validation "
@@ -319,9 +326,7 @@ def fine_tuning(run: dict, tune_args) -> str:
     base = Path(tune_args.base_model).name
     how = "all weights"
     if rank:
-        how = (
-            f"LoRA of rank {rank} (alone in `adapter/`, for PEFT, beside `{tune_args.base_model}`)"
-        )
+        how = f"LoRA of rank {rank} (alone in `adapter/`, for PEFT, beside its base model)"
     return (
         f"\n\nIt began as `{base}` and was trained further on {run['data']['name']}: {how}, "
         f"{metrics['trained_parameters']:,} parameters. The loss there went from "

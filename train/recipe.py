@@ -426,6 +426,14 @@ def check_scorable(args: RunArguments) -> None:
         raise ValueError(f"{args.output_dir} holds no model to score; train one first")
 
 
+def note_other_data(args: RunArguments, data: dict) -> None:
+    """Says where `--evaluate_only` scores a run on other data than its own score is of."""
+    finished = Path(args.output_dir) / "metrics.json"
+    own = json.loads(finished.read_text(encoding="utf-8"))["data"] if finished.exists() else data
+    if own["fingerprint"] != data["fingerprint"]:
+        print(f"note: this run's own score is on {own['name']}; this is another data set or text")
+
+
 def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
     """Looks at what `output_dir` holds before a run, and gives the checkpoint to resume from.
 

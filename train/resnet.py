@@ -35,7 +35,9 @@ def main(argv=None):
     # 2. Data
     data = pictures.load_pictures(picture_args, args.seed)
     checkpoint = None
-    if not args.evaluate_only:
+    if args.evaluate_only:
+        recipe.note_other_data(args, data.description)
+    else:
         settings = recipe.settings_of(args, picture_args, model_args, data=data.description)
         checkpoint = recipe.prepare_folder(args, settings)
     print(data)
