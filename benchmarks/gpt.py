@@ -3,7 +3,8 @@
     python benchmarks/gpt.py
 
 GPT and GPT-2 in one run on one machine, both in bf16, taking turns so that a slow minute hits both.
-Writes results/benchmarks/gpt.json.
+Adds a run to results/benchmarks/gpt.json: the same kind of machine may be twice as fast another
+day, so only what is measured in one run can be compared.
 """
 
 import copy
@@ -176,8 +177,9 @@ def main() -> None:
         "hardware": report.hardware(),
         "commit": report.COMMIT,
     }
+    runs = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else []
     OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    OUTPUT.write_text(json.dumps([*runs, content], indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content, indent=1))
 
 
