@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from test_recipe import TINY, assert_refused, interrupted_at, toy_text
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
@@ -178,4 +178,28 @@ def test_lora_needs_a_base_model(capsys, tmp_path):
 def test_an_unknown_dataset_is_one_line(capsys, tmp_path):
     assert_refused(
         capsys, ["--dataset=homer", f"--output_dir={tmp_path}"], "shakespeare or dickens"
+    )
+
+
+def test_a_lora_run_is_published_with_its_adapter(base, tuned, flags, hub, tmp_path):
+    """And both are loaded from the Hub: the model that has it in, and the adapter onto its base."""
+    folder = shutil.copytree(tuned, tmp_path / "run")
+    more = [
+        f"--lora_rank={RANK}",
+        "--max_steps=60",
+        "--push_to_hub=true",
+        "--hub_model_id=user/lora",
+    ]
+    with pytest.raises(SystemExit, match="0"):  # finished already: it is only published
+        gpt.main(flags(folder, *more))
+    files = hub.files("user/lora")
+    assert {"model.safetensors", "adapter/adapter_model.safetensors", "README.md"} <= set(files)
+    assert not [name for name in files if name.endswith((".bin", ".pt"))]
+    tokenizer = AutoTokenizer.from_pretrained("user/lora")
+    model = load(base)
+    model.resize_token_embeddings(len(tokenizer))
+    adapted = PeftModel.from_pretrained(model, "user/lora", subfolder="adapter")
+    ids = tokenizer('king "sings"? é', return_tensors="pt").input_ids
+    torch.testing.assert_close(
+        adapted(ids).logits, load("user/lora")(ids).logits, rtol=1e-4, atol=1e-4
     )
