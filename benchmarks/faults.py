@@ -215,8 +215,7 @@ def main() -> None:
         "updates": STEPS,
         "updates_between_checkpoints": SAVE_STEPS,
         "rows": rows,
-        "hardware": report.hardware(),
-        "commit": report.COMMIT,
+        **report.provenance(),
         "command": report.command(),
     }
     OUTPUT.parent.mkdir(exist_ok=True)

@@ -174,8 +174,7 @@ def main() -> None:
         "flops_of_large_bf16_product": limit,
         "share_of_that_in_training": 6 * matrices * train_speed["groundup"] / limit,
         "profile_of_forward_and_backward": profile_step(ours),
-        "hardware": report.hardware(),
-        "commit": report.COMMIT,
+        **report.provenance(),
     }
     runs = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else []
     OUTPUT.parent.mkdir(exist_ok=True)

@@ -62,8 +62,7 @@ def main() -> None:
         "metric": gpt.SCORE,
         "seconds": args.seconds,
         "rows": rows,
-        "hardware": report.hardware(),
-        "commit": report.COMMIT,
+        **report.provenance(),
     }
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

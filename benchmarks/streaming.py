@@ -85,6 +85,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure[0], int(args.measure[1]))))
         return
+    if DATA_VARIABLE not in os.environ:
+        parser.error(f"set ${DATA_VARIABLE} to the folder that holds wikipedia/ and gutenberg/")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for copies in (1, 10):
@@ -101,7 +103,7 @@ def main() -> None:
             megabytes = args.megabytes * copies
             rows.append({"megabytes": megabytes, "processes": num_processes} | found)
             print(rows[-1])
-    content = {"rows": rows, "hardware": report.hardware(), "commit": report.COMMIT}
+    content = {"rows": rows, **report.provenance()}
     OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -30,7 +30,13 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .convolution import activation, check_convolution_config, convolution
+from .convolution import (
+    activation,
+    check_convolution_config,
+    check_pictures,
+    classification_loss,
+    convolution,
+)
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -191,12 +197,8 @@ class CNNModel(CNNPreTrainedModel):
         Raises:
             ValueError: the pictures have another number of channels, or are too small.
         """
-        channels, smallest = self.config.num_channels, self.smallest_size()
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"pixel_values must be (batch, {channels}, height, width), "
-                f"not {tuple(pixel_values.shape)}"
-            )
+        check_pictures(pixel_values, self.config.num_channels)
+        smallest = self.smallest_size()
         if min(pixel_values.shape[2:]) < smallest:
             height, width = pixel_values.shape[2:]
             raise ValueError(
@@ -242,12 +244,10 @@ class CNNForImageClassification(CNNPreTrainedModel):
         """
         outputs = self.cnn(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output) * self.config.logit_scale
-        loss = None
-        if labels is not None:
-            labels = labels.float() if labels.ndim == 2 else labels
-            loss = nn.functional.cross_entropy(logits.float(), labels)
         return ImageClassifierOutputWithNoAttention(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states
+            loss=classification_loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
         )
 
 

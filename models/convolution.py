@@ -44,6 +44,29 @@ def _is_size(value) -> bool:
     return isinstance(value, int) and value >= 1
 
 
+def check_pictures(pixel_values: torch.Tensor, num_channels: int) -> None:
+    """Raises ValueError for what is no batch of pictures with so many channels."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values must be (batch, {num_channels}, height, width), "
+            f"not {tuple(pixel_values.shape)}"
+        )
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
+    """Mean of -log p(class), in nats; None without labels.
+
+    Args:
+        logits: (batch, num_labels).
+        labels: (batch,), the number of each picture's class; or (batch, num_labels), the
+            probability of each class, as mixing pictures gives it.
+    """
+    if labels is None:
+        return None
+    labels = labels.float() if labels.ndim == 2 else labels
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
 def activation(name: str) -> nn.Module:
     """The nonlinearity of this name. ReLU works in place, which saves a copy of each picture.
 

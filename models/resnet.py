@@ -39,6 +39,8 @@ from .convolution import (
     NormActivation,
     activation,
     check_convolution_config,
+    check_pictures,
+    classification_loss,
     convolution,
     init_convolution_weights,
 )
@@ -344,11 +346,7 @@ class ResNetModel(ResNetPreTrainedModel):
         Raises:
             ValueError: the pictures have another number of channels.
         """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values must be (batch, {self.config.num_channels}, height, width), "
-                f"not {tuple(pixel_values.shape)}"
-            )
+        check_pictures(pixel_values, self.config.num_channels)
         hidden_states = self.pool(self.stem(pixel_values.to(self.dtype)))
         for stage in self.stages:
             hidden_states = stage(hidden_states)
@@ -387,12 +385,10 @@ class ResNetForImageClassification(ResNetPreTrainedModel):
         """
         outputs = self.resnet(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None
-        if labels is not None:
-            labels = labels.float() if labels.ndim == 2 else labels
-            loss = nn.functional.cross_entropy(logits.float(), labels)
         return ImageClassifierOutputWithNoAttention(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states
+            loss=classification_loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
         )
 
 

@@ -23,6 +23,7 @@ COLOURS = np.random.default_rng(0).integers(40, 216, (10, 3))
 TINY = [
     "--max_steps=30",
     "--warmup_steps=0",
+    "--bf16=false",
     "--per_device_train_batch_size=20",
     "--eval_steps=15",
     "--save_steps=10",
@@ -96,14 +97,14 @@ def test_it_works_in_a_pipeline_with_the_names_of_the_classes(finished, data_dir
     answers = [answer[0]["label"] for answer in classify(list(test["image"]))]
     right = sum(answer == CLASSES[i] for answer, i in zip(answers, test["label"], strict=True))
     run = json.loads((folder / "metrics.json").read_text())
-    assert abs(right / len(answers) - run["metrics"]["accuracy"]) < 0.06
+    assert right / len(answers) == run["metrics"]["accuracy"]
 
 
 def test_evaluate_only_gives_the_score_of_the_run(finished, flags):
     row, folder = finished
     before = json.loads((folder / "metrics.json").read_text())["metrics"]
     again = SCRIPTS[row][0].main(flags(row, folder, "--evaluate_only"))["metrics"]
-    assert again == pytest.approx(before, abs=0.06)  # in bf16, one of forty may fall either way
+    assert again == before
 
 
 def test_a_stopped_run_ends_with_the_same_bits(finished, flags, tmp_path):
@@ -151,9 +152,8 @@ def test_scores_of_views_are_averaged():
 
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 6, 6), dtype=np.uint8)
     batches = ImageBatches(images, np.zeros(7, dtype=np.int64), Augment((0,) * 3, (1 / 255,) * 3))
-    plain, labels = pictures.class_scores(Corner(), batches, batch_size=3)
+    plain, averaged, labels = pictures.class_scores(Corner(), batches, batch_size=3)
     assert (plain == np.stack([images[:, 0, 0, 0], images[:, 0, -1, -1]], 1)).all()
-    averaged, _ = pictures.class_scores(Corner(), batches, views=True, batch_size=3)
     shifted = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
     first = 0.25 * (images[:, 0, 0, 0] + 0.0 + images[:, 0, 0, -1])
     first += 0.125 * (shifted[:, 0, 0, 0] + 0.0 + shifted[:, 0, 0, 5])

@@ -86,27 +86,26 @@ def content_of(name: str, model_class) -> str:
     return config._commit_hash
 
 
-def add_lora(model, rank: int, new_tokens: list[int], embedding: str = "embed_tokens") -> PeftModel:
+def add_lora(model, rank: int, new_tokens: list[int]) -> PeftModel:
     """LoRA on every linear map but the output layer; the embedding's rows of new tokens in full.
 
     Args:
         rank: r. The scale alpha is 2 r, so that a rank needs no learning rate of its own.
         new_tokens: ids that the base model has not seen; a change of rank r to rows that mean
             nothing yet would be of no use.
-        embedding: name of the embedding, for these.
     """
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         target_modules="all-linear",
-        trainable_token_indices={embedding: new_tokens} if new_tokens else None,
+        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
 
 
 def save_adapter(model: PeftModel, tokenizer, output_dir: Path) -> None:
-    """Writes `adapter/`: what was learned, for PEFT, a hundredth of the model's size.
+    """Writes `adapter/`: what was learned, without the base model, for PEFT.
 
     The tokenizer lies beside it, from which `AutoPeftModel` knows the size of the vocabulary.
     """

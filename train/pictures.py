@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.metrics import ConfusionMatrixDisplay
-from transformers import ViTImageProcessor
+from transformers import AutoModelForImageClassification, ViTImageProcessor, set_seed
 
 from groundup.data_scripts.cifar10 import load_cifar10
 from groundup.data_scripts.cifar100 import load_cifar100
@@ -21,6 +21,7 @@ from groundup.data_scripts.images import (
 from groundup.data_scripts.sources import describe
 from groundup.train import recipe, report
 from groundup.train.metrics import Accuracy
+from groundup.train.publishing import publish
 
 LOADERS = {"cifar10": load_cifar10, "cifar100": load_cifar100}
 SCORE = "accuracy"
@@ -108,10 +109,8 @@ def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
     plain = Augment(mean, std, channels_last=True)
     if arguments.hold_out:
         kept, held = held_out(labels, arguments.hold_out)
-        train, scored = (
-            ImageBatches(images, labels, augment, kept),
-            ImageBatches(images, labels, plain, held),
-        )
+        train = ImageBatches(images, labels, augment, kept)
+        scored = ImageBatches(images, labels, plain, held)
     else:
         train = ImageBatches(images, labels, augment)
         scored = ImageBatches(*image_arrays(dataset["test"]), plain)
@@ -126,7 +125,7 @@ def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
     return Pictures(train, scored, names, processor, describe(dataset), split)
 
 
-def make_trainer(model, args, pictures: Pictures, **kwargs) -> recipe.RunTrainer:
+def make_trainer(model, args, pictures: Pictures) -> recipe.RunTrainer:
     """A Trainer for pictures, which reports accuracy.
 
     Raises:
@@ -150,7 +149,6 @@ def make_trainer(model, args, pictures: Pictures, **kwargs) -> recipe.RunTrainer
         compute_metrics=lambda out: metric.compute(
             predictions=out.predictions.argmax(-1), references=out.label_ids
         ),
-        **kwargs,
     )
 
 
@@ -164,8 +162,8 @@ def six_views(pixel_values: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         pixel_values: (batch, channels, height, width).
 
     Returns:
-        Pairs of weight and (batch, channels, height, width); the picture itself has half the
-        weight.
+        Pairs of weight and (batch, channels, height, width), the picture itself first; it and its
+        mirror have half the weight.
     """
     height, width = pixel_values.shape[2:]
     padded = torch.nn.functional.pad(pixel_values, (1, 1, 1, 1), mode="reflect")
@@ -175,33 +173,33 @@ def six_views(pixel_values: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
 
 
 @torch.no_grad()
-def class_scores(model, batches: ImageBatches, views: bool = False, batch_size: int = 500):
-    """The model's scores of each picture, (n, num_labels), and the true classes, (n,).
+def class_scores(model, batches: ImageBatches, batch_size: int = 500):
+    """The model's scores of each picture, their mean over `six_views`, and the true classes.
 
-    Args:
-        views: average the scores over `six_views` (test-time augmentation).
+    Returns:
+        (n, num_labels), (n, num_labels), the weighted mean (test-time augmentation), and (n,).
     """
     was_training = model.training
     model.eval()
     loader = torch.utils.data.DataLoader(batches, batch_size, collate_fn=whole_batch)
-    logits, labels = [], []
+    plain, averaged, labels = [], [], []
     for batch in loader:
-        pixel_values = batch["pixel_values"].to(model.device)
-        seen = six_views(pixel_values) if views else [(1.0, pixel_values)]
-        logits.append(sum(weight * model(view).logits.float() for weight, view in seen).cpu())
+        weights, views = zip(*six_views(batch["pixel_values"].to(model.device)), strict=True)
+        logits = [model(view).logits.float().cpu() for view in views]
+        plain.append(logits[0])
+        averaged.append(sum(weight * one for weight, one in zip(weights, logits, strict=True)))
         labels.append(batch["labels"])
     model.train(was_training)
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+    return tuple(torch.cat(parts).numpy() for parts in (plain, averaged, labels))
 
 
 def score(model, pictures: Pictures) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Accuracy, plain and over six views; and the plain scores and true classes."""
     metric = Accuracy()
-    logits, labels = class_scores(model, pictures.scored)
-    averaged, _ = class_scores(model, pictures.scored, views=True)
-    metrics = metric.compute(predictions=logits.argmax(-1), references=labels)
+    plain, averaged, labels = class_scores(model, pictures.scored)
+    metrics = metric.compute(predictions=plain.argmax(-1), references=labels)
     of_views = metric.compute(predictions=averaged.argmax(-1), references=labels)
-    return metrics | {f"{SCORE}_six_views": of_views[SCORE]}, logits, labels
+    return metrics | {f"{SCORE}_six_views": of_views[SCORE]}, plain, labels
 
 
 # ------------------------------------------------------------------------------------ the card
@@ -297,3 +295,67 @@ def write_report(
         },
     )
     report.finish(output_dir, run)
+
+
+# ------------------------------------------------------------------------------------- the run
+
+
+def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
+    """Arguments, data, model, fit, report: a run of any picture classifier.
+
+    Args:
+        argv: flags, or None for those of the command line.
+        row: name of the system and of its default config.
+        model_arguments: dataclass of the model's flags.
+        new_model: (model arguments, `Pictures`) -> a model to train.
+        describe_model: model -> what the card says that it is.
+
+    Returns:
+        What metrics.json holds.
+    """
+    # 1. Arguments
+    config_name, picture_args, model_args, args = recipe.parse_arguments(
+        argv, row, PictureArguments, model_arguments, description="Trains a picture classifier."
+    )
+    output_dir = Path(args.output_dir)
+    recipe.check_scorable(args)
+    set_seed(args.seed)
+
+    # 2. Data
+    pictures = load_pictures(picture_args, args.seed)
+    checkpoint = None
+    if args.evaluate_only:
+        recipe.note_other_data(args, pictures.description)
+    else:
+        settings = recipe.settings_of(args, picture_args, model_args, data=pictures.description)
+        checkpoint = recipe.prepare_folder(args, settings)
+    print(pictures)
+
+    # 3. Model
+    if args.evaluate_only:
+        model = AutoModelForImageClassification.from_pretrained(output_dir, dtype=torch.float32)
+    else:
+        model = new_model(model_args, pictures)
+    # Filters in the order of memory in which the pictures come, which convolutions want.
+    model.to(memory_format=torch.channels_last)
+
+    # 4. Fit
+    trainer = make_trainer(model, args, pictures)
+    if not args.evaluate_only:
+        print(f"{model.num_parameters(only_trainable=True):,} parameters to train")
+        trainer.train(checkpoint)
+    model = trainer.whole_model()
+
+    # 5. Report
+    with trainer.autocast_smart_context_manager():
+        metrics, logits, labels = score(model, pictures)
+    seconds = trainer.stopwatch.seconds
+    result = report.run_metrics(row, config_name, args, metrics, pictures.description, seconds)
+    if trainer.is_world_process_zero():
+        if not args.evaluate_only:
+            about, log = describe_model(model), trainer.state.log_history
+            write_report(output_dir, result, model, pictures, about, log, logits, labels)
+        print(f"accuracy: {metrics[SCORE]:.4f} on {pictures.split}")
+        if args.publish:
+            publish(args)
+    return result

@@ -71,6 +71,16 @@ def command() -> str:
     return " ".join(f"{launched} {shlex.join(shown)}".split())
 
 
+def provenance() -> dict:
+    """Where a figure comes from: machine, versions, commit, command."""
+    return {
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "commit": COMMIT,
+        "command": command(),
+    }
+
+
 def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, seconds: float):
     """The content of metrics.json, as a dictionary (DESIGN: Scores)."""
     return {
@@ -82,10 +92,7 @@ def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, s
         "processes": args.world_size,
         "train_seconds": round(seconds, 1),
         "peak_memory_bytes": peak_memory_bytes(),
-        "hardware": hardware(),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "commit": COMMIT,
-        "command": command(),
+        **provenance(),
     }
 
 
