@@ -286,6 +286,18 @@ def coin(seed: int, rows: np.ndarray) -> np.ndarray:
     return (x >> np.uint64(63)).astype(np.int64)
 
 
+def shrink(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """(b, channels, height, width) -> (b, channels, size, size); each pixel is a weighted mean.
+
+    Raises:
+        ValueError: the pictures are not larger.
+    """
+    height, width = pixels.shape[2:]
+    if size >= min(height, width):
+        raise ValueError(f"pictures of {width} x {height} cannot be made smaller to {size} x {size}")
+    return torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+
+
 @dataclass(frozen=True)
 class Augment:
     """What is done to a batch of pictures on its way to the network.
@@ -304,6 +316,10 @@ class Augment:
             does not.
         label_smoothing: share of a label's probability that is dealt out to all classes alike
             (Szegedy et al. 2016).
+        small_size: side, in pixels, to which pictures are made smaller in the first epochs: what is
+            learned first is coarse, and half the pixels are half the work (progressive resizing,
+            Howard 2018); 0 does not.
+        small_epochs: how many epochs these are.
         num_classes: for mixup and smoothing, whose labels are probabilities.
         channels_last: memory in the order (b, height, width, channels); the shape stays.
         seed: of every draw.
@@ -319,6 +335,8 @@ class Augment:
     cutout_size: int = 0
     mixup_alpha: float = 0.0
     label_smoothing: float = 0.0
+    small_size: int = 0
+    small_epochs: int = 0
     num_classes: int | None = None
     channels_last: bool = False
     seed: int = 0
@@ -330,11 +348,14 @@ class Augment:
             )
         if self.flip not in FLIPS:
             raise ValueError(f"flip is {self.flip!r}; there are: {', '.join(FLIPS)}")
-        for name in ("crop_padding", "cutout_size", "mixup_alpha", "seed"):
+        whole = ("crop_padding", "cutout_size", "mixup_alpha", "small_size", "small_epochs", "seed")
+        for name in whole:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        if bool(self.small_size) != bool(self.small_epochs):
+            raise ValueError("small_size and small_epochs go together: give both or neither")
         for name in ("mixup_alpha", "label_smoothing"):
             if getattr(self, name) and not self.num_classes:
                 raise ValueError(f"{name} needs num_classes, for labels that are probabilities")
@@ -370,6 +391,8 @@ class Augment:
         if self.cutout_size:
             row, column = draw.integers(0, height, b), draw.integers(0, width, b)
             pixels = cut_out(pixels, row, column, self.cutout_size)
+        if epoch < self.small_epochs:
+            pixels = shrink(pixels, self.small_size)
         if self.mixup_alpha or self.label_smoothing:
             labels = torch.nn.functional.one_hot(labels, self.num_classes).float()
             labels.lerp_(torch.full_like(labels, 1 / self.num_classes), self.label_smoothing)

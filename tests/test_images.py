@@ -462,6 +462,18 @@ def test_all_at_once_is_one_after_the_other():
     assert len(seen) > 20  # each picture is drawn for by itself
 
 
+def test_pictures_are_small_in_the_first_epochs():
+    """As Pillow makes them small, to the rounding of a byte."""
+    images, rows = noise(5), np.arange(5)
+    augment = Augment(**BYTES, small_size=20, small_epochs=2)
+    small = augment(images, rows, rows, 1)["pixel_values"].numpy()
+    for image, shrunk in zip(images, small, strict=True):
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        expected = np.asarray(picture.resize((20, 20), Image.Resampling.BILINEAR))
+        assert np.abs(shrunk.transpose(1, 2, 0) - expected).max() <= 1
+    assert (augment(images, rows, rows, 2)["pixel_values"].numpy() == images).all()
+
+
 def test_draws_depend_on_seed_epoch_and_rows_alone():
     images, rows = noise(8), np.arange(8)
     options = {"flip": "random", "crop_padding": 4, "cutout_size": 8}
@@ -503,6 +515,8 @@ def test_alternating_flips():
     [
         ({"flip": "sometimes"}, "none, random, alternating"),
         ({"crop_padding": -1}, "crop_padding is -1"),
+        ({"small_size": 16}, "go together"),
+        ({"small_size": 32, "small_epochs": 1}, "cannot be made smaller to 32 x 32"),
         ({"mixup_alpha": 0.2}, "num_classes"),
         ({"label_smoothing": 0.2}, "num_classes"),
         ({"label_smoothing": 1.0, "num_classes": 3}, "in [0, 1)"),

@@ -55,6 +55,12 @@ class PictureArguments:
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Share of a label's probability that goes to all classes."}
     )
+    small_size: int = field(
+        default=0, metadata={"help": "Begin with pictures made smaller, to this side in pixels."}
+    )
+    small_epochs: int = field(
+        default=0, metadata={"help": "For how many epochs pictures are of small_size."}
+    )
 
     def __post_init__(self):
         if self.dataset not in LOADERS:
@@ -102,6 +108,8 @@ def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
         cutout_size=arguments.cutout_size,
         mixup_alpha=arguments.mixup_alpha,
         label_smoothing=arguments.label_smoothing,
+        small_size=arguments.small_size,
+        small_epochs=arguments.small_epochs,
         num_classes=len(names),
         channels_last=True,
         seed=seed,
