@@ -11,22 +11,19 @@ import copy
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from side_by_side import FOLDER, large_product, profile, take_turns
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from groundup.models.from_gpt2 import gpt_from_gpt2
 from groundup.train import gpt, recipe, report
 
-OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "gpt.json"
+OUTPUT = FOLDER / "gpt.json"
 BATCH, TIME = 32, 128
 SHAPE = {"vocab_size": 66, "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 512}
 FUSED_GELU = {"activation_function": "gelu_pytorch_tanh"}  # the same function as GPT-2's own
-ROUNDS = 7
 # Its CPU recipe on such a machine, measured before; its loss is a mean over sampled blocks.
 NANOGPT_LOSS, NANOGPT_SECONDS = 1.886, 118
 
@@ -51,18 +48,6 @@ def models() -> dict[str, torch.nn.Module]:
         "GPT-2, eager attention": eager,
         "GPT-2, eager attention, fused GELU": tuned,
     }
-
-
-def take_turns(work: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Seconds of each piece of work: the median of several rounds, after one to warm up."""
-    seconds = {name: [] for name in work}
-    for round_number in range(ROUNDS + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def training(candidates) -> dict[str, float]:
@@ -125,28 +110,18 @@ def time_to_nanogpt() -> dict:
     }
 
 
-def matmul_limit() -> float:
-    """FLOP/s of a large bf16 product on this machine."""
-    a = torch.randn(4096, 1024, dtype=torch.bfloat16)
-    b = torch.randn(1024, 1024, dtype=torch.bfloat16)
-    seconds = take_turns({"product": lambda: [a @ b for _ in range(10)]})["product"]
-    return 10 * 2 * 4096 * 1024 * 1024 / seconds
-
-
-def profile_step(model) -> dict[str, float]:
-    """Where the time of a training step goes: the share of each operation, largest first."""
+def step_of(model):
+    """Forward and backward, for a profile."""
     tokens = torch.randint(SHAPE["vocab_size"], (BATCH, TIME))
     model.train()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(3):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(tokens, labels=tokens).loss
-            loss.backward()
-            model.zero_grad()
-    events = profiler.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
-    events = sorted(events, key=lambda event: -event.self_cpu_time_total)[:10]
-    return {event.key: round(event.self_cpu_time_total / total, 3) for event in events}
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        model.zero_grad()
+
+    return step
 
 
 def main() -> None:
@@ -163,7 +138,7 @@ def main() -> None:
     generate_speed = {batch: generation(candidates, batch) for batch in (1, 16)}
     ours = candidates["groundup"]
     matrices = sum(p.numel() for p in ours.parameters() if p.ndim == 2)
-    limit = matmul_limit()
+    limit = large_product()
     content = {
         "shape": {**SHAPE, "batch": BATCH, "time": TIME},
         "training_tokens_per_second": train_speed,
@@ -173,7 +148,7 @@ def main() -> None:
         "time_to_nanogpt": time_to_nanogpt(),
         "flops_of_large_bf16_product": limit,
         "share_of_that_in_training": 6 * matrices * train_speed["groundup"] / limit,
-        "profile_of_forward_and_backward": profile_step(ours),
+        "profile_of_forward_and_backward": profile(step_of(ours)),
         **report.provenance(),
     }
     runs = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else []

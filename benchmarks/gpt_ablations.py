@@ -8,13 +8,11 @@ card shows.
 """
 
 import argparse
-import json
-import tempfile
-from pathlib import Path
 
-from groundup.train import gpt, report
+from side_by_side import train, write
 
-OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "gpt_ablations.json"
+from groundup.train import gpt
+
 PROBE_UPDATES = 30
 # A sub-word is worth two to three characters: half the tokens see about as much text.
 SUBWORDS = ["--max_position_embeddings=64", "--per_device_train_batch_size=64"]
@@ -31,14 +29,6 @@ VARIANTS = {
 }
 
 
-def train(flags: list[str], updates: int) -> dict:
-    """The metrics.json of one run of so many updates."""
-    with tempfile.TemporaryDirectory() as folder:
-        fixed = [f"--max_steps={updates}", f"--output_dir={folder}/run", "--eval_strategy=no"]
-        fixed += ["--save_strategy=no", "--disable_tqdm=true"]
-        return gpt.main([*flags, *fixed])
-
-
 def main() -> None:
     """Runs all variants and writes their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -46,9 +36,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for name, flags in VARIANTS.items():
-        probe = train(flags, PROBE_UPDATES)
+        probe = train(gpt.main, flags, PROBE_UPDATES)
         updates = int(args.seconds / (probe["train_seconds"] / PROBE_UPDATES))
-        run = train(flags, updates)
+        run = train(gpt.main, flags, updates)
         rows.append(
             {
                 "variant": name,
@@ -58,14 +48,8 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    content = {
-        "metric": gpt.SCORE,
-        "seconds": args.seconds,
-        "rows": rows,
-        **report.provenance(),
-    }
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    setting = f"{args.seconds:.0f} s of training each"
+    write("gpt_ablations", {"metric": gpt.SCORE, "setting": setting, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ model, on the same text. Writes results/benchmarks/gpt_dickens.json.
 """
 
 import argparse
-import json
-from pathlib import Path
 
-from gpt_ablations import train
+from side_by_side import train, write
 
-from groundup.train import gpt, recipe, report
+from groundup.train import gpt, recipe
 
-OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "gpt_dickens.json"
 CONFIG = ["--config", str(recipe.CONFIGS / "gpt_dickens.yaml")]
 ALL_WEIGHTS = [*CONFIG, "--lora_rank=0"]
 FROM_NOTHING = ["--dataset=dickens"]  # configs/gpt.yaml, which made the base model
@@ -37,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for name, flags in VARIANTS.items():
-        run = train(flags, args.updates)
+        run = train(gpt.main, flags, args.updates)
         metrics = run["metrics"]
         rows.append(
             {
@@ -49,15 +46,8 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    content = {
-        "metric": gpt.SCORE,
-        "data": run["data"],
-        "updates": args.updates,
-        "rows": rows,
-        **report.provenance(),
-    }
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"metric": gpt.SCORE, "data": run["data"], "updates": args.updates, "rows": rows}
+    write("gpt_dickens", content)
 
 
 if __name__ == "__main__":

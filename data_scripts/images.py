@@ -294,7 +294,9 @@ def shrink(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """
     height, width = pixels.shape[2:]
     if size >= min(height, width):
-        raise ValueError(f"pictures of {width} x {height} cannot be made smaller to {size} x {size}")
+        raise ValueError(
+            f"pictures of {width} x {height} cannot be made smaller to {size} x {size}"
+        )
     return torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
 
 

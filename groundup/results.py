@@ -22,6 +22,8 @@ import transformers
 import yaml
 from transformers import AutoConfig
 
+from groundup.train.recipe import FREE
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PRETRAINED, README = ROOT / "results", ROOT / "pretrained", ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -43,9 +45,9 @@ def summarise(runs: list[dict]) -> dict:
         raise ValueError(
             f"the runs are of no commit ({first['commit']}): commit the code, then run"
         )
-    others = [flag for run in runs for flag in run["command"].split() if flag.startswith("--")]
-    others = {flag.partition("=")[0] for flag in others} - {"--seed", "--output_dir", "--config"}
-    if others:
+    flags = [flag for run in runs for flag in run["command"].split() if flag.startswith("--")]
+    names = {flag[2:].partition("=")[0] for flag in flags} - {"seed", "config"}
+    if others := [name for name in names if not FREE.match(name)]:
         raise ValueError(f"the runs have settings that are not in their config: {sorted(others)}")
     seeds = [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
@@ -99,6 +101,7 @@ def publish(folders: list[Path]) -> None:
                 f"{note}; scored again: {score} {again[score]:.4f} ({seeds}).",
                 "",
                 *ablations(result["config"]),
+                *studies(result["config"], export / "figures"),
             ],
         )
         shutil.rmtree(model, ignore_errors=True)
@@ -124,15 +127,26 @@ def ablations(config: str) -> list[str]:
     return [
         "## What the choices are worth",
         "",
-        f"One thing changed at a time, {measured['seconds']:.0f} s of training each, one seed:",
+        f"One thing changed at a time, {measured['setting']}, one seed:",
         "",
         f"| | {measured['metric']} | updates |",
         "|---|---|---|",
         *(
-            f"| {row['variant']} | {row['score']:.3f} | {row['updates']} |"
+            f"| {row['variant']} | {row['score']:.4f} | {row['updates']} |"
             for row in measured["rows"]
         ),
     ]
+
+
+def studies(config: str, figures: Path) -> list[str]:
+    """A card's sections on what `benchmarks/` has drawn for it; copies the pictures there."""
+    lines = []
+    for path in sorted((RESULTS / "benchmarks").glob(f"{config}_*.png")):
+        study = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        shutil.copy(path, figures)
+        lines += ["", f"## {study['title']}", "", study["text"], ""]
+        lines += [f"![{study['title']}](figures/{path.name})"]
+    return lines
 
 
 def round_weights(folder: Path) -> None:

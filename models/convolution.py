@@ -12,6 +12,7 @@ batch's own; an example's answer then does not depend on its neighbours.
 
 import torch
 from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
@@ -97,6 +98,14 @@ class ConvNorm(nn.Module):
     def forward(self, hidden_states):
         """(batch, in_channels, y, x) -> (batch, out_channels, y / stride, x / stride)."""
         return self.act(self.norm(self.conv(hidden_states)))
+
+    def fold(self) -> None:
+        """Makes the normalisation of evaluation, a scale and a shift, part of the filters.
+
+        norm(conv(x)) = (weight * scale) * x + shift, scale = norm.weight / sqrt(variance + eps)
+        """
+        self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
+        self.norm = nn.Identity()
 
 
 class NormActivation(nn.Module):

@@ -312,6 +312,17 @@ class ResNetPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         init_convolution_weights(module)
 
+    def fold_norms(self):
+        """For inference: each normalisation behind a convolution becomes part of its filters.
+
+        The answers stay; a ResNet-50 gives them up to 1.08 times as fast (benchmarks/resnet.py).
+        What is left can neither be trained nor saved as a ResNet. Returns the model itself.
+        """
+        for module in self.modules():
+            if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
+                module.fold()
+        return self.eval()
+
 
 class ResNetModel(ResNetPreTrainedModel):
     """Pictures to features: stem, stages, mean over the grid."""

@@ -520,11 +520,14 @@ def test_runs_become_a_result_and_a_pretrained_model(finished, flags, tmp_path, 
     (tmp_path / "results" / "bars.yaml").write_text(json.dumps({"tiny": bar}))
     ablations = {
         "metric": "nats",
-        "seconds": 1,
+        "setting": "1 s each",
         "rows": [{"variant": "v", "score": 1, "updates": 2}],
     }
     ablations_path = tmp_path / "results" / "benchmarks" / "tiny_ablations.json"
     ablations_path.write_text(json.dumps(ablations))
+    study = ablations_path.with_name("tiny_depth.png")
+    study.write_bytes(b"a picture")
+    study.with_suffix(".json").write_text(json.dumps({"title": "Depth", "text": "Deeper."}))
     for name, folder in (("ROOT", "."), ("RESULTS", "results"), ("PRETRAINED", "pretrained")):
         monkeypatch.setattr(results, name, tmp_path / folder)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
@@ -542,7 +545,9 @@ def test_runs_become_a_result_and_a_pretrained_model(finished, flags, tmp_path, 
     stated = json.loads((model / "metrics.json").read_text())["metrics"]
     assert stated == result["pretrained"]
     card = (model / "README.md").read_text()
-    assert "rounded to bf16" in card and "| v | 1.000 | 2 |" in card
+    assert "rounded to bf16" in card and "| v | 1.0000 | 2 |" in card
+    assert "## Depth\n\nDeeper.\n\n![Depth](figures/tiny_depth.png)" in card
+    assert (model / "figures" / "tiny_depth.png").read_bytes() == b"a picture"
     assert "reached" not in results.table([result])
     assert results.verify("gpt")
 

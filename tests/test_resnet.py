@@ -455,3 +455,15 @@ def test_a_saved_model_works_in_a_pipeline(tmp_path):
         answers = classify(image)
         assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-5)
         assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("options", [{}, {"pre_activation": True}, {"layer_type": "bottleneck"}])
+def test_folded_norms_give_the_same_answers(options):
+    model = make_resnet(**options)
+    pictures = torch.randn(3, 3, 12, 12)
+    expected = model(pictures).logits
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert_close(model.fold_norms()(pictures).logits, expected, **close)
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert left < norms and (left == 0 or options == {"pre_activation": True})
+    assert_close(model.fold_norms()(pictures).logits, expected, **close)  # twice is as once

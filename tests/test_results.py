@@ -76,6 +76,12 @@ def test_the_same_seed_twice_is_refused():
         results.summarise([a_run(3, 1.0), a_run(3, 1.1)])
 
 
+def test_settings_that_are_not_in_the_config_are_refused():
+    with pytest.raises(ValueError, match=r"not in their config.*learning_rate"):
+        results.summarise([a_run(0, 1.0, command="python train/toy.py --learning_rate=1")])
+    results.summarise([a_run(0, 1.0, command="python train/toy.py --seed 0 --disable_tqdm true")])
+
+
 # --------------------------------------------------------------------------------------- the table
 
 

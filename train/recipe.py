@@ -38,6 +38,13 @@ from groundup.train.muon import Muon
 from groundup.train.publishing import publish
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# Flags that may change between a run and its resumption: how often it logs, evaluates, saves, what
+# it is asked for samples, where it is published.
+FREE = re.compile(
+    r"^(log|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir|prompt"
+    r"|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_"
+    r"|dataloader_(num|pin|pers|pre)|local)"
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
 
@@ -518,16 +525,12 @@ def begin(args: RunArguments, checkpoint: Path | None) -> None:
 def settings_of(args: RunArguments, *others, data: dict) -> dict:
     """All that makes a run what it is: what a resumed run must have in common with its beginning.
 
-    How often it logs, evaluates, saves, what it is asked for samples and where it is published may
-    change. `data` is what `describe` says of the data: its content counts, not where it lies.
+    What is `FREE` may change. `data` is what `describe` says of the data: its content counts, not
+    where it lies.
     """
-    free = re.compile(
-        r"^(log|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir"
-        r"|prompt|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_|dataloader_(num|pin|pers|pre)|local)"
-    )
     settings = {"processes": args.world_size, "data": data["fingerprint"]}
     for part in (*map(dataclasses.asdict, others), args.to_dict()):
-        settings |= {name: value for name, value in part.items() if not free.match(name)}
+        settings |= {name: value for name, value in part.items() if not FREE.match(name)}
     return json.loads(json.dumps(settings, default=str))
 
 

@@ -1,0 +1,67 @@
+"""What a training step of the CNN waits for and is spent on.
+
+    python benchmarks/cnn.py
+
+By configs/cnn.yaml's network and augmentation: the share of the time that fetching batches takes,
+the products per second beside those of one large product, and which operations the rest goes to.
+Writes results/benchmarks/cnn.json.
+"""
+
+import itertools
+import json
+
+import torch
+from side_by_side import large_product, profile, take_turns, write
+
+from groundup.data_scripts.images import EpochSampler, whole_batch
+from groundup.train import cnn, pictures, recipe
+
+
+def main() -> None:
+    """Measures all and writes the figures."""
+    _, picture_args, model_args, args = recipe.parse_arguments(
+        [], "cnn", pictures.PictureArguments, cnn.ModelArguments, description=__doc__
+    )
+    picture_args.small_size = picture_args.small_epochs = 0  # the last epochs
+    data = pictures.load_pictures(picture_args, args.seed)
+    model = cnn.new_model(model_args, data).to(memory_format=torch.channels_last)
+    model.train()
+    loader = torch.utils.data.DataLoader(
+        data.train,
+        args.per_device_train_batch_size,
+        sampler=EpochSampler(data.train, args.seed),
+        collate_fn=whole_batch,
+        drop_last=True,
+    )
+    batches = itertools.cycle(loader)
+    batch = next(batches)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        model.zero_grad()
+
+    seconds = take_turns({"fetch": lambda: next(batches), "step": step})
+    flops = 3 * forward_flops(model, batch["pixel_values"])  # the backward pass is two more
+    content = {
+        "batch": args.per_device_train_batch_size,
+        "seconds": seconds,
+        "share_of_waiting": seconds["fetch"] / sum(seconds.values()),
+        "flops": flops / seconds["step"],
+        "flops_of_large_bf16_product": large_product(),
+        "profile_of_forward_and_backward": profile(step),
+    }
+    print(json.dumps(content, indent=1))
+    write("cnn", content)
+
+
+def forward_flops(model, pixel_values) -> int:
+    """Of one batch, by torch's own count."""
+    with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        model(pixel_values)
+    return counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    main()
