@@ -1,0 +1,89 @@
+"""Features of pictures by our own classifier, and the Fréchet distance between two sets of them.
+
+    extract = PictureFeatures("pretrained/cnn")
+    distance = frechet_distance(extract(real), extract(generated))
+
+Inception's features make FID (Heusel et al. 2017); these make another measure, the Fréchet
+*classifier* distance. Two figures compare only where `PictureFeatures.identity` is the same, so it
+belongs beside each of them, with the distance of real training from real test pictures as the
+floor.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+
+class PictureFeatures:
+    """What a trained CNN has found in pictures, before it names a class: its `pooler_output`.
+
+    Args:
+        folder: of a published model, such as `pretrained/cnn`.
+
+    Attributes:
+        identity: of the weights, whatever the folder is called.
+
+    Raises:
+        ValueError: there is no model in the folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        weights = Path(folder) / "model.safetensors"
+        if not weights.is_file():
+            raise ValueError(f"{folder} holds no model: publish a run of train/cnn.py there first")
+        self.identity = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        # In fp32 and evaluation, where a picture's features do not depend on its batch.
+        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        processor = AutoImageProcessor.from_pretrained(folder)
+        self.size = (processor.size["height"], processor.size["width"])
+        self.mean, self.std = (
+            torch.tensor(values)[:, None, None]
+            for values in (processor.image_mean, processor.image_std)
+        )
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """(n, 3, height, width), uint8, as large as what the model was trained on -> (n, features).
+
+        Raises:
+            ValueError: pictures of another size or type.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (3, *self.size):
+            raise ValueError(
+                f"pictures must be uint8 of (n, 3, {self.size[0]}, {self.size[1]}), not "
+                f"{images.dtype} of {images.shape}"
+            )
+        parts = []
+        for start in range(0, len(images), batch_size):
+            pixels = torch.from_numpy(images[start : start + batch_size]).float() / 255
+            parts.append(self.model((pixels - self.mean) / self.std).pooler_output)
+        return torch.cat(parts).numpy()
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Between normal distributions with the means and covariances of two sets of features.
+
+        |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
+
+    The trace of the root is the sum of the roots of the product's eigenvalues, which are real and
+    not negative.
+
+    Args:
+        a, b: (n, features), more rows than features.
+
+    Raises:
+        ValueError: too few rows for a covariance.
+    """
+    for features in (a, b):
+        if len(features) <= features.shape[1]:
+            raise ValueError(
+                f"{len(features)} pictures are too few for {features.shape[1]} features: give more"
+            )
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(0)).sum()
+    distance = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root
+    return float(max(distance, 0.0))
