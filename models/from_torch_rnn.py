@@ -1,6 +1,7 @@
 """The weights of torch.nn.RNN, GRU and LSTM into our RNN, and back.
 
-    model = rnn_from_torch(nn.Embedding(65, 512), nn.LSTM(512, 512, 2), nn.Linear(512, 65, bias=False))
+    head = nn.Linear(512, 65, bias=False)
+    model = rnn_from_torch(nn.Embedding(65, 512), nn.LSTM(512, 512, 2), head)
     embedding, recurrent, head = torch_from_rnn(model)
 
 The two compute the same: the same outputs, the same gradients, to 1e-5 in fp32 (the tests compare
@@ -67,7 +68,7 @@ def rnn_from_torch(
 
 
 def torch_from_rnn(model: RNNForCausalLM) -> tuple[nn.Embedding, nn.RNNBase, nn.Linear]:
-    """An embedding, a recurrent module (`batch_first`) and an output layer with a model's weights."""
+    """Embedding, recurrent module (`batch_first`) and output layer with a model's weights."""
     config = model.config
     kind = {ours: theirs for theirs, ours in CELL_TYPES.items()}[config.cell_type]
     size, layers = config.hidden_size, config.num_hidden_layers
