@@ -30,6 +30,7 @@ from groundup.data_scripts.tokenization import train_tokenizer
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
+from groundup.models.rnn import RNNConfig, RNNForCausalLM
 
 gradio_client = pytest.importorskip("gradio_client", reason="the Spaces need gradio")
 httpx = pytest.importorskip("httpx", reason="gradio_client asks with httpx")
@@ -70,7 +71,7 @@ for entry in json.loads(manifest.read_text()):
     os.environ["MODEL_ID"] = entry["model"]
     os.environ["MODEL_REVISION"] = entry["revision"]
     os.environ["GROUNDUP_DATA"] = entry["data"]
-    for name in ("space", "pictures"):
+    for name in ("space", "pictures", "writing"):
         sys.modules.pop(name, None)
     sys.path.insert(0, entry["folder"])
     said, code = io.StringIO(), None
@@ -119,6 +120,19 @@ def tiny_gpt(folder: Path, kind: str, **config) -> Path:
     return folder
 
 
+def tiny_rnn(folder: Path) -> Path:
+    """An LSTM with random weights, saved with its code and tokenizer."""
+    tokenizer = train_tokenizer("characters", TEXT * 20)
+    torch.manual_seed(0)
+    config = RNNConfig(vocab_size=len(tokenizer), hidden_size=24, initializer_range=1.0)
+    model = RNNForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    run = {"metrics": {"nats_per_character": 1.5}, "data": {"name": "a test"}}
+    (folder / "metrics.json").write_text(json.dumps(run))
+    return folder
+
+
 def tiny_classifier(folder: Path, model) -> Path:
     """A picture classifier with random weights, saved with its code and image processor."""
     for module in model.modules():  # averages as of a model that was trained on something
@@ -160,6 +174,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "cnn": cnn,
         "resnet": resnet,
         "resnet-damaged-data": resnet,
+        "rnn": tiny_rnn(folder / "rnn"),
         "gpt": tiny_gpt(folder / "gpt", "characters", position_embedding_type="rotary"),
         "gpt-bpe": tiny_gpt(folder / "gpt-bpe", "bpe", position_embedding_type="learned"),
     }
@@ -304,7 +319,7 @@ def test_a_space_stands_alone(row):
                 names = [node.module]
             for name in names:
                 name = {"PIL": "pillow"}.get(name.partition(".")[0], name.partition(".")[0])
-                assert name in {*required, *standard, "space", "pictures"}, name
+                assert name in {*required, *standard, "space", "pictures", "writing"}, name
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -320,7 +335,11 @@ def test_what_is_served(served, models):
     for name in models:
         assert urlparse(served[name]["url"]).hostname == "127.0.0.1"
         page = httpx.get(f"{served[name]['url']}config").text
-        score = "**1.500** nats per character" if name.startswith("gpt") else "**50.0%** of a test"
+        score = (
+            "**1.500** nats per character"
+            if name.startswith(("gpt", "rnn"))
+            else "**50.0%** of a test"
+        )
         assert score in page
 
 
