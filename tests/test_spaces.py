@@ -24,7 +24,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from groundup.data_scripts.tokenization import train_tokenizer
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
@@ -752,6 +752,48 @@ def test_examples_from_the_folder_or_the_hub_or_none(served):
     assert served["errors"].read_text().count("no example pictures of CIFAR-10 (Arrow") == 1
 
 
+# ----------------------------------------------------------------------------------- Character RNN
+
+
+@pytest.fixture(scope="session")
+def rnn(served):
+    return Visitor(served["rnn"]["url"])
+
+
+def test_a_recurrent_network_writes_on_without_end(rnn, no_traceback):
+    """Far past any context: its state goes on."""
+    text = rnn.write(prompt="ROMEO:", length=200)
+    assert text.startswith("ROMEO:") and not rnn.warnings
+    assert rnn.write(prompt="ROMEO:", length=200) == text
+    assert rnn.write(prompt="ROMEO#:", length=1).startswith("ROMEO:")
+    assert rnn.warnings == ["Left out, because the model has never seen them: #"]
+
+
+def test_a_unit_is_painted_over_a_text(rnn, models, no_traceback):
+    """With what the model says of it, and nothing that a visitor writes is HTML."""
+    text = "ROMEO:\nJULIET: But soft"
+    page = rnn.client.predict(text, 2, 7, api_name="/paint")
+    spans = re.findall(r"rgba\((\d+), \d+, \d+, ([\d.]+)\)\">([^<]*)</span>", page)
+    assert "".join(piece for *_, piece in spans) == text
+    model = AutoModelForCausalLM.from_pretrained(models["rnn"])
+    tokenizer = AutoTokenizer.from_pretrained(models["rnn"])
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text).input_ids]])
+    values = model(ids, output_hidden_states=True).hidden_states[2][0, 1:, 6].tolist()
+    found = [float(a) * (1 if red == "234" else -1) for red, a, piece in spans for _ in piece]
+    assert found == pytest.approx(values, abs=0.026)
+    assert rnn.client.predict(text, 1, 7, api_name="/paint") != page
+
+    assert "Nothing to read" in rnn.client.predict("", 1, 1, api_name="/paint")
+    assert "<script" not in rnn.client.predict("<script>alert(0)</script>", 1, 1, api_name="/paint")
+    for wrong, message in (
+        (("a" * 2001, 1, 1), "To read has 2001 characters"),
+        ((text, 3, 1), "Layer is 3; it must be a whole number from 1 to 2"),
+        ((text, 1, 25), "Unit is 25; it must be a whole number from 1 to 24"),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match=message):
+            rnn.client.predict(*wrong, api_name="/paint")
+
+
 # ----------------------------------------------------------------------------------- in a browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -836,6 +878,25 @@ def test_a_visit_to_gpt(served, visit, tmp_path):
     assert page.evaluate(f"{grown}.scrollHeight <= {grown}.clientHeight + 2"), "text is cut off"
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_visit_to_rnn(served, visit, tmp_path):
+    for name, width, height in (("wide", 1280, 900), ("phone", 390, 844)):
+        page = visit(served["rnn"]["url"], width, height)
+        page.get_by_label("number input for Length").fill("50")
+        page.get_by_role("button", name="Write", exact=True).click()
+        page.wait_for_function("document.querySelectorAll('textarea')[1].value.length == 57")
+        page.get_by_role("button", name="Take what was written").click()
+        shown = page.locator(".painted")
+        shown.wait_for()
+        assert shown.inner_text().startswith("ROMEO:")
+        before = shown.inner_html()
+        page.get_by_role("button", name="Next unit").click()
+        page.wait_for_function(
+            "old => document.querySelector('.painted').innerHTML != old", arg=before
+        )
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_visit_to_a_picture_classifier(served, visit, photo, tmp_path):
