@@ -225,6 +225,8 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = self.lm_head(self.dropout(hidden_states))
         loss = None
+        if shift_labels is not None:
+            shift_labels = shift_labels.contiguous()  # transformers' loss looks at it as one row
         if labels is not None or shift_labels is not None:
             loss = self.loss_function(
                 logits,
