@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
+from groundup.models.rnn import RNNConfig, RNNForCausalLM
 
 
 @dataclass
@@ -193,6 +194,32 @@ def gpt(position_embedding_type: str) -> Row:
     )
 
 
+def rnn(cell_type: str) -> Row:
+    """RNN: next-token prediction over random text, so each of the tokens is as likely."""
+
+    def model():
+        return RNNForCausalLM(
+            RNNConfig(
+                vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, cell_type=cell_type
+            )
+        )
+
+    def batch():
+        tokens = torch.randint(VOCABULARY, (4, 16))
+        return {"input_ids": tokens, "labels": tokens}
+
+    return Row(
+        name=f"rnn-{cell_type}",
+        model=model,
+        batch=batch,
+        initial_loss=math.log(VOCABULARY),
+        auto_class="AutoModelForCausalLM",
+        example=some_tokens,
+        padding=token_padding(VOCABULARY),
+        overfit_lr=2e-2,
+    )
+
+
 CLASSES = 7
 
 
@@ -248,6 +275,7 @@ def cnn() -> Row:
 
 ROWS = [
     *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
+    *(rnn(cell_type) for cell_type in ("rnn", "gru", "lstm")),
     cnn(),
     resnet("basic", stem="cifar"),
     resnet("pre-activation", stem="cifar", pre_activation=True),

@@ -24,12 +24,13 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from groundup.data_scripts.tokenization import train_tokenizer
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
+from groundup.models.rnn import RNNConfig, RNNForCausalLM
 
 gradio_client = pytest.importorskip("gradio_client", reason="the Spaces need gradio")
 httpx = pytest.importorskip("httpx", reason="gradio_client asks with httpx")
@@ -70,7 +71,7 @@ for entry in json.loads(manifest.read_text()):
     os.environ["MODEL_ID"] = entry["model"]
     os.environ["MODEL_REVISION"] = entry["revision"]
     os.environ["GROUNDUP_DATA"] = entry["data"]
-    for name in ("space", "pictures"):
+    for name in ("space", "pictures", "writing"):
         sys.modules.pop(name, None)
     sys.path.insert(0, entry["folder"])
     said, code = io.StringIO(), None
@@ -119,6 +120,24 @@ def tiny_gpt(folder: Path, kind: str, **config) -> Path:
     return folder
 
 
+def tiny_rnn(folder: Path) -> Path:
+    """An LSTM with random weights, saved with its code and tokenizer."""
+    tokenizer = train_tokenizer("characters", TEXT * 20 + "<&>")
+    torch.manual_seed(0)
+    size = 24
+    config = RNNConfig(vocab_size=len(tokenizer), hidden_size=size, initializer_range=1.0)
+    model = RNNForCausalLM(config)
+    with torch.no_grad():  # it never ends a text by itself: one unit is always on, and forbids it
+        model.model.layers[-1].input_proj.bias[[0, 2 * size, 3 * size]] = 20.0
+        model.lm_head.weight[tokenizer.eos_token_id] = 0.0
+        model.lm_head.weight[tokenizer.eos_token_id, 0] = -50.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    run = {"metrics": {"nats_per_character": 1.5}, "data": {"name": "a test"}}
+    (folder / "metrics.json").write_text(json.dumps(run))
+    return folder
+
+
 def tiny_classifier(folder: Path, model) -> Path:
     """A picture classifier with random weights, saved with its code and image processor."""
     for module in model.modules():  # averages as of a model that was trained on something
@@ -160,6 +179,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "cnn": cnn,
         "resnet": resnet,
         "resnet-damaged-data": resnet,
+        "rnn": tiny_rnn(folder / "rnn"),
         "gpt": tiny_gpt(folder / "gpt", "characters", position_embedding_type="rotary"),
         "gpt-bpe": tiny_gpt(folder / "gpt-bpe", "bpe", position_embedding_type="learned"),
     }
@@ -304,7 +324,7 @@ def test_a_space_stands_alone(row):
                 names = [node.module]
             for name in names:
                 name = {"PIL": "pillow"}.get(name.partition(".")[0], name.partition(".")[0])
-                assert name in {*required, *standard, "space", "pictures"}, name
+                assert name in {*required, *standard, "space", "pictures", "writing"}, name
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -320,7 +340,11 @@ def test_what_is_served(served, models):
     for name in models:
         assert urlparse(served[name]["url"]).hostname == "127.0.0.1"
         page = httpx.get(f"{served[name]['url']}config").text
-        score = "**1.500** nats per character" if name.startswith("gpt") else "**50.0%** of a test"
+        score = (
+            "**1.500** nats per character"
+            if name.startswith(("gpt", "rnn"))
+            else "**50.0%** of a test"
+        )
         assert score in page
 
 
@@ -733,6 +757,49 @@ def test_examples_from_the_folder_or_the_hub_or_none(served):
     assert served["errors"].read_text().count("no example pictures of CIFAR-10 (Arrow") == 1
 
 
+# ----------------------------------------------------------------------------------- Character RNN
+
+
+@pytest.fixture(scope="session")
+def rnn(served):
+    return Visitor(served["rnn"]["url"])
+
+
+def test_a_recurrent_network_writes_on_without_end(rnn, no_traceback):
+    """Far past any context: its state goes on."""
+    text = rnn.write(prompt="ROMEO:", length=200)
+    assert text.startswith("ROMEO:") and not rnn.warnings
+    assert rnn.write(prompt="ROMEO:", length=200) == text
+    assert rnn.write(prompt="ROMEO#:", length=1).startswith("ROMEO:")
+    assert rnn.warnings == ["Left out, because the model has never seen them: #"]
+
+
+def test_a_unit_is_painted_over_a_text(rnn, models, no_traceback):
+    """With what the model says of it, and nothing that a visitor writes is HTML."""
+    text = "ROMEO:\nJULIET: But soft"
+    page = rnn.client.predict(text, 2, 7, api_name="/paint")
+    spans = re.findall(r"rgba\((\d+), \d+, \d+, ([\d.]+)\)\">([^<]*)</span>", page)
+    assert "".join(piece for *_, piece in spans) == text
+    model = AutoModelForCausalLM.from_pretrained(models["rnn"])
+    tokenizer = AutoTokenizer.from_pretrained(models["rnn"])
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text).input_ids]])
+    values = model(ids, output_hidden_states=True).hidden_states[2][0, 1:, 6].tolist()
+    found = [float(a) * (1 if red == "234" else -1) for red, a, piece in spans for _ in piece]
+    assert found == pytest.approx(values, abs=0.026)
+    assert rnn.client.predict(text, 1, 7, api_name="/paint") != page
+
+    assert "Nothing to read" in rnn.client.predict("", 1, 1, api_name="/paint")
+    page = rnn.client.predict("<b>&", 1, 1, api_name="/paint")
+    assert "&lt;" in page and "&amp;" in page and not re.search("<(?!/?(div|span))", page)
+    for wrong, message in (
+        (("a" * 2001, 1, 1), "To read has 2001 characters"),
+        ((text, 3, 1), "Layer is 3; it must be a whole number from 1 to 2"),
+        ((text, 1, 25), "Unit is 25; it must be a whole number from 1 to 24"),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match=message):
+            rnn.client.predict(*wrong, api_name="/paint")
+
+
 # ----------------------------------------------------------------------------------- in a browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -817,6 +884,25 @@ def test_a_visit_to_gpt(served, visit, tmp_path):
     assert page.evaluate(f"{grown}.scrollHeight <= {grown}.clientHeight + 2"), "text is cut off"
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_visit_to_rnn(served, visit, tmp_path):
+    for name, width, height in (("wide", 1280, 900), ("phone", 390, 844)):
+        page = visit(served["rnn"]["url"], width, height)
+        page.get_by_label("number input for Length").fill("50")
+        page.get_by_role("button", name="Write", exact=True).click()
+        page.wait_for_function("document.querySelectorAll('textarea')[1].value.length == 57")
+        page.get_by_role("button", name="Take what was written").click()
+        shown = page.locator(".painted")
+        shown.wait_for()
+        assert shown.inner_text().startswith("ROMEO:")
+        before = shown.inner_html()
+        page.get_by_role("button", name="Next unit").click()
+        page.wait_for_function(
+            "old => document.querySelector('.painted').innerHTML != old", arg=before
+        )
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_visit_to_a_picture_classifier(served, visit, photo, tmp_path):

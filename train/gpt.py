@@ -17,47 +17,33 @@ import torch
 from datasets import DatasetDict, IterableDataset
 from transformers import AutoModelForCausalLM, set_seed
 
-from groundup.data_scripts.gutenberg import load_gutenberg
-from groundup.data_scripts.shakespeare import load_shakespeare
 from groundup.data_scripts.sources import describe
 from groundup.data_scripts.streaming import PackedStream, open_stream
-from groundup.data_scripts.text import load_text
 from groundup.data_scripts.tokenization import (
-    KINDS,
     TokenBlocks,
     add_characters,
     encode_documents,
     load_tokenizer,
     loses_characters,
-    train_tokenizer,
 )
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
-from groundup.train import adapters, recipe, report
+from groundup.train import adapters, language, recipe, report
+from groundup.train.language import SCORE
 from groundup.train.metrics import LanguageModelLoss, block_losses
 from groundup.train.publishing import publish
-from groundup.train.writing import NoEpochs, Sample, write_on
+from groundup.train.writing import NoEpochs, Sample
 
-SCORE = "nats_per_character"
-USAGE = """from transformers import pipeline
-
-write = pipeline("text-generation", "path/to/this/folder", trust_remote_code=True)
-print(write("ROMEO:", max_new_tokens=100, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 STREAM_NEEDS_BYTES = (
     "a streamed text has characters that its beginning has not, and a tokenizer of characters "
     "would lose them: take one over bytes (--tokenizer bpe or unigram, or a base model with one)"
 )
-DATASETS_ON_HUB = {"tinyshakespeare": ["karpathy/tiny_shakespeare"]}
 ModelArguments = recipe.model_arguments(GPTConfig, leave_out=["vocab_size"])
 
 
 @dataclass
-class DataArguments:
+class DataArguments(language.TextArguments):
     """The text, and how it becomes tokens."""
 
-    dataset: str = field(default="shakespeare", metadata={"help": "shakespeare or dickens."})
-    text: str | None = field(
-        default=None, metadata={"help": "A text file or a folder of them, in place of a dataset."}
-    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Stream it: text, JSON lines, Parquet, a Hub name."},
@@ -68,21 +54,9 @@ class DataArguments:
     validation_documents: int = field(
         default=100, metadata={"help": "The first, which streaming holds out."}
     )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder that holds the dataset's files."}
-    )
-    tokenizer: str = field(
-        default="characters",
-        metadata={"help": "characters, bpe, unigram, or a saved one."},
-    )
-    tokenizer_vocab_size: int | None = field(
-        default=None, metadata={"help": "Number of tokens that bpe or unigram make."}
-    )
-    prompt: str = field(default="\n", metadata={"help": "What the samples begin with."})
 
     def __post_init__(self):
-        if self.dataset not in ("shakespeare", "dickens"):
-            raise ValueError(f"--dataset {self.dataset} is unknown: give shakespeare or dickens")
+        super().__post_init__()
         if self.streaming and self.text is None:
             raise ValueError("--streaming needs --text: files, a folder, or a data set on the Hub")
 
@@ -100,14 +74,9 @@ def load_data(arguments: DataArguments) -> tuple[DatasetDict, dict, IterableData
             arguments.text, arguments.dataset_config_name, arguments.validation_documents
         )
         return dataset, description, stream
-    if arguments.text is not None:
-        if Path(arguments.text).suffix in (".json", ".jsonl", ".parquet"):
-            raise ValueError(f"{arguments.text} is no plain text: add --streaming to read it")
-        dataset = load_text(arguments.text)
-    elif arguments.dataset == "dickens":
-        dataset = load_gutenberg("dickens", arguments.data_dir)
-    else:
-        dataset = load_shakespeare(arguments.data_dir)
+    if Path(arguments.text or "").suffix in (".json", ".jsonl", ".parquet"):
+        raise ValueError(f"{arguments.text} is no plain text: add --streaming to read it")
+    dataset = language.load_dataset(arguments)
     return dataset, describe(dataset), None
 
 
@@ -119,9 +88,7 @@ def make_tokenizer(data_args, tune_args, texts: list[str]):
         if new_tokens:
             print(f"{len(new_tokens)} characters are new to {tune_args.base_model}")
         return tokenizer, new_tokens
-    if data_args.tokenizer in KINDS:
-        return train_tokenizer(data_args.tokenizer, texts, data_args.tokenizer_vocab_size), []
-    return load_tokenizer(data_args.tokenizer), []
+    return language.make_tokenizer(data_args, texts), []
 
 
 def make_model(model_args, tune_args, tokenizer, new_tokens: list[int], chosen: set[str]):
@@ -138,14 +105,7 @@ def make_model(model_args, tune_args, tokenizer, new_tokens: list[int], chosen: 
 
 def new_model(model_args, tokenizer) -> GPTForCausalLM:
     """A model with random weights, of the shape that the arguments give."""
-    config = GPTConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **asdict(model_args),
-    )
-    return GPTForCausalLM(config)
+    return GPTForCausalLM(GPTConfig(**language.token_settings(tokenizer), **asdict(model_args)))
 
 
 def check_choices(data_args, tune_args, args) -> None:
@@ -277,45 +237,25 @@ def write_report(
     if tune_args.lora_rank:
         adapters.save_adapter(model, tokenizer, output_dir)
         model = model.merge_and_unload()
-    report.save_model(model, tokenizer, output_dir)
-    report.plot_loss(
-        log,
-        output_dir / "figures" / "loss.png",
-        {"loss": "training, nats per token", f"eval_{SCORE}": "validation, nats per character"},
-    )
-    samples = [write_on(model, tokenizer, data_args.prompt, seed) for seed in (1, 2)]
     config, base = model.config, tune_args.base_model
-    known = data_args.text is None  # of a text of the user's own we know nothing
-    report.write_card(
+    language.write_report(
         output_dir,
         run,
-        title=f"{output_dir.name}: a small GPT",
-        language="en" if known else None,
-        license="apache-2.0" if known else None,
-        pipeline_tag="text-generation",
-        task_name="Language modelling",
-        scores={
-            SCORE: "Validation loss, nats per character",
-            "bits_per_character": "the same in bits",
-        },
-        usage=USAGE,
+        model,
+        log,
+        tokenizer,
+        data_args,
+        kind="GPT",
+        about=f"A GPT of {model.num_parameters():,} parameters: "
+        f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{config.num_attention_heads} heads, "
+        f"{config.position_embedding_type} positions, blocks of "
+        f"{config.max_position_embeddings} tokens, a vocabulary of {config.vocab_size:,}. "
+        "It continues a text, one token after the other."
+        + (fine_tuning(run, tune_args) if base else ""),
+        training="The loss is taken over the whole validation split, in blocks of the model's "
+        "context, each character scored once.",
         base_model=base if base and not Path(base).exists() else None,
-        datasets=DATASETS_ON_HUB.get(run["data"]["name"]),
-        tags=["gpt", "text-generation"],
-        sections={
-            "": f"A GPT of {model.num_parameters():,} parameters: "
-            f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
-            f"{config.num_attention_heads} heads, "
-            f"{config.position_embedding_type} positions, blocks of "
-            f"{config.max_position_embeddings} tokens, a vocabulary of {config.vocab_size:,}. "
-            "It continues a text, one token after the other."
-            + (fine_tuning(run, tune_args) if base else ""),
-            "Samples": "\n\n".join(f"```text\n{sample.strip()}\n```" for sample in samples),
-            "Training": "![loss](figures/loss.png)\n\nThe loss is taken over the whole validation "
-            "split, in blocks of the model's context, each character scored once.",
-            "What it is not good for": "It knows what it has read and nothing else: no facts to "
-            "rely on, no instructions, no other language or style. It is a model to learn from.",
-        },
     )
     report.finish(output_dir, run)
 

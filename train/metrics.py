@@ -5,6 +5,8 @@ import evaluate
 import numpy as np
 import torch
 
+from groundup.data_scripts.tokenization import IGNORED_LABEL
+
 
 class LanguageModelLoss(evaluate.Metric):
     """How surprised a language model is by a text.
@@ -61,6 +63,12 @@ def block_losses(logits, labels):
     its logits.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    logits, labels = logits[:, :-1].float(), labels[:, 1:]  # predictions of the next token
-    nats = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
-    return torch.stack((nats.sum(1), (labels != -100).sum(1).float()), dim=1)
+    return next_token_losses(logits[:, :-1], labels[:, 1:])
+
+
+def next_token_losses(logits, shift_labels):
+    """The same where the labels are shifted already: (batch, time) beside (batch, time, vocab)."""
+    nats = torch.nn.functional.cross_entropy(
+        logits.float().mT, shift_labels, reduction="none", ignore_index=IGNORED_LABEL
+    )
+    return torch.stack((nats.sum(1), (shift_labels != IGNORED_LABEL).sum(1).float()), dim=1)

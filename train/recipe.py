@@ -338,6 +338,23 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+def check_memory(num_parameters: int) -> None:
+    """Raises ValueError for a model that this machine's memory cannot hold while it is trained.
+
+    Weight, gradient and AdamW's two means make 16 bytes a parameter in fp32.
+    """
+    needed, installed = (
+        16 * num_parameters,
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+    if needed > installed:
+        raise ValueError(
+            f"a model of {num_parameters:,} parameters takes {needed / 2**30:,.0f} GiB to train, "
+            f"and this machine has {installed / 2**30:,.0f}: make it smaller (--hidden_size, "
+            f"--num_hidden_layers)"
+        )
+
+
 # -------------------------------------------------------------------- folders that appear at once
 
 

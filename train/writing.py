@@ -31,12 +31,12 @@ class NoEpochs(TrainerCallback):
 def write_on(model, tokenizer, prompt: str, seed: int, tokens: int = SAMPLE_TOKENS) -> str:
     """A sample of the model's text, which leaves the run's random numbers alone.
 
-    The model has learned its context's length and no more: when that is full, it goes on from the
-    last half.
+    A model with positions has learned its context's length and no more: when that is full, it goes
+    on from the last half. A recurrent one has no such end.
     """
-    context = model.config.max_position_embeddings
     ids = [tokenizer.bos_token_id, *tokenizer(prompt).input_ids]
     end = len(ids) + tokens
+    context = getattr(model.config, "max_position_embeddings", end + 1)
     was_training = model.training
     model.eval()
     with torch.random.fork_rng():

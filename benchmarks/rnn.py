@@ -1,0 +1,192 @@
+"""Our recurrent networks beside the same on torch.nn, and the three cells at equal time.
+
+    python benchmarks/rnn.py
+
+Models with the same weights, embedding, dropout and output layer in one run on one machine, taking
+turns so that a slow minute hits both. Adds a run to results/benchmarks/rnn.json: only what is
+measured in one run can be compared. The three cells are read from results/ (their published runs),
+and the gradients from pretrained/: rnn_gradients.png beside the JSON.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from groundup.data_scripts.shakespeare import load_shakespeare
+from groundup.data_scripts.tokenization import encode_documents
+from groundup.models.from_torch_rnn import torch_from_rnn
+from groundup.models.rnn import RNNConfig, RNNForCausalLM
+from groundup.train import recipe, report
+from groundup.train.rnn import CELL_NAMES, gradient_norms, plot_gradients
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+PRETRAINED = RESULTS.parent / "pretrained"
+OUTPUT = RESULTS / "benchmarks" / "rnn.json"
+CONFIGS = {"lstm": "rnn", "gru": "rnn_gru", "rnn": "rnn_vanilla"}
+BATCH, TIME, VOCABULARY = 64, 64, 66
+SHAPE = {"hidden_size": 512, "num_hidden_layers": 2, "hidden_dropout": 0.3}
+ROUNDS = 7
+NEW_TOKENS = 256
+
+
+class TorchLanguageModel(nn.Module):
+    """The same model with PyTorch's own recurrent module (on CPUs, its LSTM is oneDNN's)."""
+
+    def __init__(self, model: RNNForCausalLM):
+        super().__init__()
+        self.embedding, self.recurrent, self.head = torch_from_rnn(model)
+        self.dropout = nn.Dropout(model.config.hidden_dropout)
+
+    def forward(self, tokens, following):
+        """The loss."""
+        hidden, _ = self.recurrent(self.dropout(self.embedding(tokens)))
+        logits = self.head(self.dropout(hidden)).float()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten())
+
+    @torch.inference_mode()
+    def write(self, tokens, count: int):
+        """The plainest loop there is: greedy, the state carried."""
+        hidden, state = self.recurrent(self.embedding(tokens))
+        for _ in range(count):
+            tokens = self.head(hidden[:, -1:]).argmax(-1)
+            hidden, state = self.recurrent(self.embedding(tokens), state)
+        return tokens
+
+
+def take_turns(work: dict[str, Callable[[], None]]) -> dict[str, dict[str, float]]:
+    """Seconds of each piece of work: best and median of several rounds, after one to warm up."""
+    seconds = {name: [] for name in work}
+    for round_number in range(ROUNDS + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if round_number:
+                seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"best": min(values), "median": statistics.median(values)}
+        for name, values in seconds.items()
+    }
+
+
+def training(cell_type: str, bf16: bool) -> dict:
+    """A training step: forward, backward, clipping, fused AdamW."""
+    torch.manual_seed(0)
+    config = RNNConfig(vocab_size=VOCABULARY, cell_type=cell_type, **SHAPE)
+    ours = RNNForCausalLM(config).train()
+    theirs = TorchLanguageModel(ours).train()
+    tokens = torch.randint(VOCABULARY, (2, BATCH, TIME))
+
+    def stepper(model, loss_of):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+        def step():
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = loss_of()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    seconds = take_turns(
+        {
+            "groundup": stepper(ours, lambda: ours(tokens[0], shift_labels=tokens[1]).loss),
+            "torch.nn": stepper(theirs, lambda: theirs(tokens[0], tokens[1])),
+        }
+    )
+    ratios = {
+        key: seconds["groundup"][key] / seconds["torch.nn"][key] for key in ("best", "median")
+    }
+    return {"seconds": seconds, "time_beside_torch": ratios}
+
+
+def generation(cell_type: str, batch: int) -> dict:
+    """Greedy `generate` with the state, fp32, beside a plain loop over torch.nn."""
+    torch.manual_seed(0)
+    ours = RNNForCausalLM(RNNConfig(vocab_size=VOCABULARY, cell_type=cell_type, **SHAPE)).eval()
+    theirs = TorchLanguageModel(ours).eval()
+    prompt = torch.randint(1, VOCABULARY, (batch, 16))
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "pad_token_id": 0}
+    mask = torch.ones_like(prompt)
+    seconds = take_turns(
+        {
+            "groundup, generate": lambda: ours.generate(
+                prompt, attention_mask=mask, do_sample=False, **options
+            ),
+            "torch.nn, a plain loop": lambda: theirs.write(prompt, NEW_TOKENS),
+        }
+    )
+    return {name: batch * NEW_TOKENS / values["median"] for name, values in seconds.items()}
+
+
+def three_cells() -> list[dict]:
+    """The published runs of the three cells: loss, time, updates by the second."""
+    rows = []
+    for cell_type, config in CONFIGS.items():
+        path = RESULTS / f"{config}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            rows.append(
+                {
+                    "cell": CELL_NAMES[cell_type],
+                    "nats_per_character": result["metrics"]["nats_per_character"]["mean"],
+                    "train_seconds": statistics.mean(result["train_seconds"]),
+                    "peak_memory_bytes": max(result["peak_memory_bytes"]),
+                }
+            )
+    return rows
+
+
+def gradients() -> dict[str, list[float]]:
+    """How gradients fade in the trained models, on the validation text; also as a figure."""
+    curves = {}
+    for cell_type, config in CONFIGS.items():
+        folder = PRETRAINED / config
+        if folder.is_dir():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            texts = load_shakespeare()["validation"]["text"]
+            ids = encode_documents(AutoTokenizer.from_pretrained(folder), texts)
+            curves[f"trained {CELL_NAMES[cell_type]}"] = gradient_norms(model, ids)
+    if curves:
+        plot_gradients(OUTPUT.with_name("rnn_gradients.png"), curves)
+    return curves
+
+
+def main() -> None:
+    """Measures all and writes the figures."""
+    recipe.set_threads()
+    recipe.keep_freed_memory()
+    logging.set_verbosity_error()
+    content = {
+        "shape": {**SHAPE, "vocab_size": VOCABULARY, "batch": BATCH, "time": TIME},
+        "training": {
+            f"{cell_type}, {'bf16' if bf16 else 'fp32'}": training(cell_type, bf16)
+            for cell_type in CONFIGS
+            for bf16 in (False, True)
+        },
+        "generation_tokens_per_second": {
+            f"{cell_type}, {batch}": generation(cell_type, batch)
+            for cell_type in CONFIGS
+            for batch in (1, 16)
+        },
+        "three_cells": three_cells(),
+        "gradient_norms": gradients(),
+        "peak_memory_bytes": recipe.peak_memory_bytes(),
+        **report.provenance(),
+    }
+    runs = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else []
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps([*runs, content], indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()
