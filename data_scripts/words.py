@@ -157,8 +157,12 @@ def count_words(
             counts = Counter({word: n for word, n in counts.items() if n > fewest})
             logger.warning("more than %d words: those seen %d times go", max_counted, fewest)
     if not num_words:
-        raise ValueError(f"{corpus.source} has no words in it: a word is made of the letters a to z")
-    kept = sorted(((w, n) for w, n in counts.items() if n >= min_count), key=lambda x: (-x[1], x[0]))
+        raise ValueError(
+            f"{corpus.source} has no words in it: a word is made of the letters a to z"
+        )
+    kept = sorted(
+        ((w, n) for w, n in counts.items() if n >= min_count), key=lambda x: (-x[1], x[0])
+    )
     kept = kept[:max_words]
     if len(kept) < 2:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import transformers
 
-from . import cnn, gpt, resnet
+from . import cnn, gpt, resnet, word2vec
 
 
 def register(module) -> None:
@@ -19,5 +19,5 @@ def register(module) -> None:
         getattr(transformers, auto).register(key, cls, exist_ok=True)
 
 
-for _module in (cnn, gpt, resnet):
+for _module in (cnn, gpt, resnet, word2vec):
     register(_module)
