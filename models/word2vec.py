@@ -1,14 +1,14 @@
 """Word2Vec: a vector for every word, learned from the words that stand around it.
 
 "You shall know a word by the company it keeps." Each word w has two vectors: v_w, by which it is
-known, and u_w, by which it is expected beside others (Mikolov et al. 2013a, "Efficient Estimation of
-Word Representations in Vector Space"). Their product says how well two words go together:
+known, and u_w, by which it is expected beside others (Mikolov et al. 2013a, "Efficient Estimation
+of Word Representations in Vector Space"). Their product says how well two words go together:
 
     score(w, c) = u_c . v_w
 
-Skip-gram guesses each word c around a centre w. To score all words of the vocabulary each time would
-cost too much, so that negative sampling (Mikolov et al. 2013b, "Distributed Representations of Words
-and Phrases and their Compositionality") tells c from K words n drawn at random:
+Skip-gram guesses each word c around a centre w. To score all words of the vocabulary each time
+would cost too much, so that negative sampling (Mikolov et al. 2013b, "Distributed Representations of
+Words and Phrases and their Compositionality") tells c from K words n drawn at random:
 
     loss(w, c) = -log sigmoid(u_c . v_w) - sum over K words n of log sigmoid(-u_n . v_w)
 
@@ -21,8 +21,8 @@ text" and "all alike". CBOW turns it round: the centre is guessed from the mean 
 which is one guess for each centre rather than one for each pair: quicker, and coarser.
 
 The vectors u begin at zero, so that each of the 1 + K guesses is worth ln 2 at first, and the loss
-is (1 + K) ln 2. This file says what the loss is; `train/negative_sampling.py` has the same gradients
-worked out by hand, for a thousand centres at a time.
+is (1 + K) ln 2. This file says what the loss is; `train/negative_sampling.py` has the same
+gradients worked out by hand, for a thousand centres at a time.
 """
 
 from dataclasses import dataclass
@@ -48,6 +48,7 @@ class Word2VecConfig(PreTrainedConfig):
         architecture: skip-gram or cbow.
         num_negatives: K, words drawn at random for each one that is guessed.
         pad_token_id: stands for unknown words and for padding; its vector stays zero.
+        with_contexts: whether there are vectors u: for the loss, but not to use the vectors v.
 
     Raises:
         ValueError: for a shape that cannot be; says what would be right.
@@ -60,6 +61,7 @@ class Word2VecConfig(PreTrainedConfig):
     architecture: str = "skip-gram"
     num_negatives: int = 5
     pad_token_id: int = 0
+    with_contexts: bool = True
 
     def __post_init__(self, **kwargs):
         for name in ("vocab_size", "hidden_size", "num_negatives"):
@@ -99,16 +101,19 @@ class Word2VecModel(PreTrainedModel):
         super().__init__(config)
         shape = (config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding(*shape, padding_idx=config.pad_token_id)  # v
-        self.embed_contexts = nn.Embedding(*shape, padding_idx=config.pad_token_id)  # u
+        if config.with_contexts:
+            self.embed_contexts = nn.Embedding(*shape, padding_idx=config.pad_token_id)  # u
         self.post_init()
 
     def _init_weights(self, module):
         """v small and random, u zero (as in the authors' program); unknown words have zeros."""
+        if not isinstance(module, nn.Embedding):
+            return
         if module is self.embed_tokens:
             bound = 0.5 / self.config.hidden_size
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(module.weight[module.padding_idx])
-        elif module is self.embed_contexts:
+        else:
             init.zeros_(module.weight)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -136,11 +141,13 @@ class Word2VecModel(PreTrainedModel):
                 by the book; the mean over any other number stands for the same expectation.
 
         Raises:
-            ValueError: contexts without negatives, or shapes that do not fit.
+            ValueError: contexts without negatives, shapes that do not fit, or no vectors u.
         """
         vectors = self.embed_tokens(input_ids)
         if context_ids is None:
             return Word2VecOutput(last_hidden_state=vectors)
+        if not self.config.with_contexts:
+            raise ValueError("this model was saved without the vectors u, which the loss needs")
         batch, width = context_ids.shape
         fits = negative_ids is not None and negative_ids.ndim == 3
         if not fits or negative_ids.shape[0] != batch or negative_ids.shape[1] not in (1, width):

@@ -29,8 +29,8 @@ TABLE_SIZE = 2**22
 def keep_probabilities(counts: np.ndarray, sample: float) -> torch.Tensor:
     """How likely each word is to be kept; those commoner than `sample` often are not.
 
-    With f the share of a word in the text, (sqrt(f / sample) + 1) * sample / f, at most 1: as in the
-    authors' program (the paper has another formula). 0 keeps all.
+    With f the share of a word in the text, (sqrt(f / sample) + 1) * sample / f, at most 1: as in
+    the authors' program (the paper has another formula). 0 keeps all.
     """
     share = counts / counts.sum()
     if not sample:
@@ -180,8 +180,8 @@ def look_up(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def add_rows(table: torch.Tensor, ids: torch.Tensor, values: torch.Tensor) -> None:
     """Adds to rows of a table, each as often as its id is there.
 
-    With an index that is expanded along the rows, scatter_add_ has a fast way, whose result does
-    not depend on the order in which threads come by; index_add_ is several times slower.
+    With an index that is expanded along the rows, scatter_add_ has a fast way, which adds the values
+    of a row in one order whatever the threads do: a resumed run ends with the same bits.
     """
     size = table.shape[1]
     table.scatter_add_(0, ids.reshape(-1, 1).expand(-1, size), values.reshape(-1, size))
