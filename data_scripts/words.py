@@ -204,8 +204,8 @@ def check_memory(num_words: int, hidden_size: int, available: int | None = None)
     if needed > available:
         raise ValueError(
             f"two vectors of {hidden_size} numbers for {num_words:,} words need "
-            f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} are free: raise --min_count, or "
-            f"set --max_vocab_size or a smaller --hidden_size"
+            f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} are free: raise --min_count, "
+            f"or set --max_vocab_size or a smaller --hidden_size"
         )
 
 

@@ -7,8 +7,8 @@ of Word Representations in Vector Space"). Their product says how well two words
     score(w, c) = u_c . v_w
 
 Skip-gram guesses each word c around a centre w. To score all words of the vocabulary each time
-would cost too much, so that negative sampling (Mikolov et al. 2013b, "Distributed Representations of
-Words and Phrases and their Compositionality") tells c from K words n drawn at random:
+would cost too much, so that negative sampling (Mikolov et al. 2013b, "Distributed Representations
+of Words and Phrases and their Compositionality") tells c from K words n drawn at random:
 
     loss(w, c) = -log sigmoid(u_c . v_w) - sum over K words n of log sigmoid(-u_n . v_w)
 

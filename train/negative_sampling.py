@@ -180,8 +180,8 @@ def look_up(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def add_rows(table: torch.Tensor, ids: torch.Tensor, values: torch.Tensor) -> None:
     """Adds to rows of a table, each as often as its id is there.
 
-    With an index that is expanded along the rows, scatter_add_ has a fast way, which adds the values
-    of a row in one order whatever the threads do: a resumed run ends with the same bits.
+    With an index that is expanded along the rows, scatter_add_ has a fast way, which adds the
+    values of a row in one order whatever the threads do: a resumed run ends with the same bits.
     """
     size = table.shape[1]
     table.scatter_add_(0, ids.reshape(-1, 1).expand(-1, size), values.reshape(-1, size))
