@@ -1,4 +1,4 @@
-"""Word2Vec against NumPy, its hand-made gradients against autograd, its runs, scores and exports."""
+"""Word2Vec against NumPy, its hand-made gradients against autograd, its runs and exports."""
 
 import json
 import math
@@ -30,7 +30,8 @@ from groundup.train.word_vectors import (
 
 ARCHITECTURES = ["skip-gram", "cbow"]
 both = pytest.mark.parametrize("architecture", ARCHITECTURES)
-NAMES = "paris london rome king queen man woman cat dog tiger love sex book paper cup".split()
+NAMES = ["paris", "london", "rome", "king", "queen", "man", "woman", "cat", "dog", "tiger"]
+NAMES += ["love", "sex", "book", "paper", "cup"]
 
 
 def make(architecture="skip-gram", vocab_size=40, hidden_size=6, **options) -> Word2VecModel:
@@ -184,8 +185,8 @@ def test_hand_made_gradients_are_those_of_autograd(architecture):
 @both
 def test_an_update_goes_down_these_gradients_with_one_result_whatever_the_threads_do(architecture):
     window, block = 3, 4
-    row = torch.randint(1, 8, (400 * block + 2 * window,))  # few words, so that they collide
-    left, right = draw_reaches(400 * block, window)
+    row = torch.randint(1, 8, (200 * block + 2 * window,))  # few words, so that they collide
+    left, right = draw_reaches(200 * block, window)
     results = []
     for _ in range(2):
         model = make(architecture)
@@ -247,7 +248,7 @@ def test_words_are_counted_and_written_down(tmp_path, monkeypatch):
     corpus = words.open_words(file)
     vocabulary = words.count_words(corpus, min_count=4)
     assert vocabulary.words == ["<unk>", "the", "dog"]
-    assert vocabulary.counts.tolist() == [0, 6, 4] and vocabulary.num_words == 16
+    assert vocabulary.counts.tolist() == [0, 6, 4] and vocabulary.num_words == 18
     assert words.encode_words(corpus, vocabulary).tolist() == [1, 2, 1, 2, 1] * 2
     tokenizer = words.word_tokenizer(vocabulary.words)
     assert tokenizer("The DOG's dog, the cat").input_ids == [1, 0, 2, 1, 0]
@@ -269,7 +270,7 @@ def test_the_rarest_words_are_forgotten_where_there_are_too_many(tmp_path, caplo
     [
         (b"", "has no words in it"),
         (b"12 34 !", "has no words in it"),
-        (b"word " * 50, "need two words|needs? two words|two words to compare"),
+        (b"word " * 50, "need two words to compare"),
         (b"one two three", "of which 0 occur 5 times"),
         (bytes(range(256)) * 40, "is not text"),
     ],
@@ -281,7 +282,7 @@ def test_a_text_that_will_not_do_ends_in_one_line(tmp_path, capsys, content, mes
         word2vec.main(["--text", str(file), "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1 and said.startswith("error: ")
-    assert pytest.importorskip("re").search(message, said), said
+    assert message in said
 
 
 def test_vectors_that_do_not_fit_into_memory_are_refused():
@@ -292,7 +293,7 @@ def test_vectors_that_do_not_fit_into_memory_are_refused():
 
 def test_no_data_names_the_ways(tmp_path, monkeypatch):
     monkeypatch.delenv("GROUNDUP_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match="--text book.txt"):
+    with pytest.raises(FileNotFoundError, match=r"--text book\.txt"):
         words.open_words()
     with pytest.raises(FileNotFoundError, match="does not exist"):
         words.open_words(tmp_path / "nothing")
