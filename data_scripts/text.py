@@ -30,6 +30,7 @@ TEXT_SUFFIXES = (".txt", ".md")
 COMPRESSION_SUFFIXES = (".gz", ".xz")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 MIN_DOCUMENTS_TO_HOLD_OUT = 10
+PIECE_BYTES = 2**20
 # Control characters that no text has: all but tab, line ends, form feed, and the escape and
 # end-of-file signs of old terminals.
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))
@@ -114,21 +115,67 @@ def _cut(documents: list[str], validation_fraction: float) -> tuple[list[str], l
 
 def _read_documents(path: Path) -> Iterator[str]:
     """The documents at `path`, in the order of their names; empty files give empty texts."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).parts):
-            name = PurePosixPath(file.relative_to(path))
-            if not file.is_file():
-                continue
-            if _is_archive(file.name) and not is_left_out(name):
-                yield from (text for _, text in read_archive(file))
-            elif _is_document(name):
-                yield read_text(file)
-    elif not path.exists():
+    for file in _find_files(path):
+        if _is_archive(file.name):
+            yield from (text for _, text in read_archive(file))
+        else:
+            yield read_text(file)
+
+
+def _find_files(path: Path) -> Iterator[Path]:
+    """The archives and documents that `path` is or, if it is a folder, holds."""
+    if not path.exists():
         raise DataNotFound(f"{path} does not exist")
-    elif _is_archive(path.name):
-        yield from (text for _, text in read_archive(path))
-    else:
-        yield read_text(path)
+    if not path.is_dir():
+        yield path
+        return
+    for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).parts):
+        name = PurePosixPath(file.relative_to(path))
+        archive = _is_archive(file.name) and not is_left_out(name)
+        if file.is_file() and (archive or _is_document(name)):
+            yield file
+
+
+def stream_text(path: str | Path, encoding: str | None = None) -> Iterator[str]:
+    """A text of any length in pieces of about a million bytes, cut between words.
+
+    Args:
+        path: as for `load_text`. An archive is read a document at a time, all else by pieces, so
+            that memory does not grow with the text.
+        encoding: of a file that is known; by default each piece is told by `decode`.
+
+    Raises:
+        DataNotFound: there is no such path.
+        ValueError: a file is not text, or broken; one line.
+    """
+    for file in _find_files(Path(path).expanduser()):
+        if _is_archive(file.name):
+            yield from (text for _, text in read_archive(file))
+        else:
+            for piece in _pieces_of(file):
+                yield piece.decode(encoding) if encoding else decode(piece, file.name)
+
+
+def _pieces_of(path: Path) -> Iterator[bytes]:
+    """The content of a file, decompressed by its suffix, cut after white space."""
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), Path.open)
+    try:
+        with opener(path, "rb") as file:
+            rest = b""
+            while data := file.read(PIECE_BYTES):
+                if not rest and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    data += file.read()  # only the beginning says that it is UTF-16: keep it whole
+                    yield data
+                    return
+                data = rest + data
+                # Without any white space for so long, a word is cut rather than memory filled.
+                cut = max(data.rfind(b" "), data.rfind(b"\n")) + 1 or len(data)
+                yield data[:cut]
+                rest = data[cut:]
+            if rest:
+                yield rest
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise ValueError(f"{path.name} cannot be decompressed: {error}") from error
 
 
 def _is_archive(name: str) -> bool:

@@ -18,6 +18,7 @@ from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
+from groundup.models.word2vec import Word2VecConfig, Word2VecModel
 
 
 @dataclass
@@ -273,10 +274,65 @@ def cnn() -> Row:
     )
 
 
+def some_words(config: PreTrainedConfig) -> dict:
+    """Some words of a vocabulary."""
+    return {"input_ids": torch.arange(16)[None] % config.vocab_size}
+
+
+def word2vec(architecture: str) -> Row:
+    """Word2Vec: each of 1 + K guesses between yes and no is worth ln 2 before any training."""
+    negatives = 5
+
+    def model():
+        return Word2VecModel(
+            Word2VecConfig(vocab_size=VOCABULARY, hidden_size=24, architecture=architecture)
+        )
+
+    def batch():
+        half = VOCABULARY // 2  # so that no word is both right and wrong
+        return {
+            "input_ids": torch.randint(1, half, (6,)),
+            "context_ids": torch.randint(1, half, (6, 4)),
+            "context_mask": torch.arange(4) < torch.arange(6)[:, None] % 4 + 1,
+            "negative_ids": torch.randint(half, VOCABULARY, (6, 4, negatives)),
+        }
+
+    def padding(model, side):
+        whole = batch()
+        pairs = []
+        for i in range(6):
+            one = {key: value[i : i + 1] for key, value in whole.items()}
+            if side == "left":
+                for key in ("context_ids", "context_mask", "negative_ids"):
+                    one[key] = one[key].flip(1)
+            seen = one["context_mask"][0]
+            alone = one | {"context_mask": None, "context_ids": one["context_ids"][:, seen]}
+            if architecture == "skip-gram":
+                alone["negative_ids"] = one["negative_ids"][:, seen]
+            else:
+                alone["negative_ids"] = one["negative_ids"][:, :1]
+            pairs.append((model(**one).loss, model(**alone).loss))
+        return pairs
+
+    return Row(
+        name=f"word2vec-{architecture}",
+        model=model,
+        batch=batch,
+        initial_loss=(1 + negatives) * math.log(2),
+        auto_class="AutoModel",
+        example=some_words,
+        padding=padding,
+        labels=("context_ids", "context_mask", "negative_ids"),
+        overfit_lr=3e-2,
+    )
+
+
 ROWS = [
     *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
     *(rnn(cell_type) for cell_type in ("rnn", "gru", "lstm")),
     cnn(),
+    word2vec("skip-gram"),
+    word2vec("cbow"),
     resnet("basic", stem="cifar"),
     resnet("pre-activation", stem="cifar", pre_activation=True),
     resnet("bottleneck", layer_type="bottleneck", hidden_sizes=(16, 32)),

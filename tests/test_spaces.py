@@ -27,10 +27,12 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from groundup.data_scripts.tokenization import train_tokenizer
+from groundup.data_scripts.words import word_tokenizer
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
+from groundup.models.word2vec import Word2VecConfig, Word2VecModel
 
 gradio_client = pytest.importorskip("gradio_client", reason="the Spaces need gradio")
 httpx = pytest.importorskip("httpx", reason="gradio_client asks with httpx")
@@ -158,6 +160,28 @@ def tiny_classifier(folder: Path, model) -> Path:
     return folder
 
 
+WORDS = ["king", "man", "woman", "queen", "night", "morning", "brother"]
+
+
+def tiny_vectors(folder: Path) -> Path:
+    """Vectors of a few words, of which king - man + woman is queen."""
+    tokenizer = word_tokenizer(["<unk>", *WORDS])
+    torch.manual_seed(0)
+    model = Word2VecModel(
+        Word2VecConfig(vocab_size=len(tokenizer), hidden_size=16, with_contexts=False)
+    )
+    with torch.no_grad():
+        table = torch.nn.functional.normalize(torch.randn(len(tokenizer), 16), dim=1)
+        table[4] = table[1] - table[2] + table[3]
+        table[0] = 0
+        model.embed_tokens.weight.copy_(table)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    run = {"metrics": {"wordsim353": 0.5}, "data": {"name": "a test"}}
+    (folder / "metrics.json").write_text(json.dumps(run))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
     """What the Spaces are given to load, by `row` or `row-variant`."""
@@ -180,6 +204,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "resnet": resnet,
         "resnet-damaged-data": resnet,
         "rnn": tiny_rnn(folder / "rnn"),
+        "word2vec": tiny_vectors(folder / "word2vec"),
         "gpt": tiny_gpt(folder / "gpt", "characters", position_embedding_type="rotary"),
         "gpt-bpe": tiny_gpt(folder / "gpt-bpe", "bpe", position_embedding_type="learned"),
     }
@@ -306,6 +331,7 @@ def test_a_space_stands_alone(row):
     standard = {
         "collections",
         "contextlib",
+        "difflib",
         "threading",
         "dataclasses",
         "html",
@@ -340,12 +366,9 @@ def test_what_is_served(served, models):
     for name in models:
         assert urlparse(served[name]["url"]).hostname == "127.0.0.1"
         page = httpx.get(f"{served[name]['url']}config").text
-        score = (
-            "**1.500** nats per character"
-            if name.startswith(("gpt", "rnn"))
-            else "**50.0%** of a test"
-        )
-        assert score in page
+        nats = "**1.500** nats per character"
+        scores = {"gpt": nats, "rnn": nats, "word2vec": "WordSim-353 **0.500**"}
+        assert scores.get(name.split("-")[0], "**50.0%** of a test") in page
 
 
 def test_what_is_too_large_is_not_taken(served):
@@ -354,6 +377,51 @@ def test_what_is_too_large_is_not_taken(served):
         with io.BytesIO(bytes(21_000_000)) as file:
             response = httpx.post(f"{served[row]['url']}gradio_api/upload", files={"files": file})
         assert response.status_code == 413
+
+
+# ------------------------------------------------------------------------------------ word vectors
+
+
+@pytest.fixture(scope="session")
+def vectors(served):
+    client = gradio_client.Client(served["word2vec"]["url"], verbose=False)
+    return lambda name, *inputs: client.predict(*inputs, api_name=f"/{name}")
+
+
+def test_neighbours_and_analogies(vectors, models, no_traceback):
+    model = Word2VecModel.from_pretrained(models["word2vec"])
+    unit = torch.nn.functional.normalize(model.embed_tokens.weight.detach()[1:], dim=1)
+    cosines = unit @ unit[WORDS.index("night")]
+    expected = [(WORDS[i], cosines[i].item()) for i in cosines.argsort(descending=True)[1:4]]
+    found = vectors("neighbours", " NIGHT ", 3)["data"]
+    assert [word for word, _ in found] == [word for word, _ in expected]
+    assert [value for _, value in found] == pytest.approx([v for _, v in expected], abs=1e-3)
+    assert len(vectors("neighbours", "night", 30)["data"]) == len(WORDS) - 1
+    assert vectors("analogy", "king", "man", "woman", 1)["data"][0][0] == "queen"
+
+
+def test_a_map_of_words(vectors, no_traceback):
+    drawn = vectors("map", "king, queen man woman qwerty")
+    assert drawn["type"] == "matplotlib" and drawn["plot"].startswith("data:image/")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("neighbours", "quen", 3), "no vector for quen. Did you mean queen?"),
+        (("neighbours", "zzzzzz", 3), "Try a commoner one"),
+        (("neighbours", "two words", 3), "needs one word"),
+        (("neighbours", "", 3), "needs one word"),
+        (("neighbours", "x" * 60, 3), "at most 50"),
+        (("neighbours", "king", 31), "from 1 to 30"),
+        (("analogy", "king", "man", "womann", 3), "Did you mean woman"),
+        (("map", "king queen"), "from 3 to 60"),
+        (("map", "king " * 200), "at most 600"),
+    ],
+)
+def test_words_that_will_not_do(vectors, asked, message, no_traceback):
+    with pytest.raises(gradio_client.exceptions.AppError, match=re.escape(message)):
+        vectors(*asked)
 
 
 # ---------------------------------------------------------------------------------------- Tiny GPT

@@ -1,0 +1,187 @@
+"""Word2Vec's updates, with the gradients of `models/word2vec.py` worked out by hand.
+
+Pair by pair, a guess moves 12 vectors to make 6 products of 100 numbers, and a processor spends all
+of its time on moving. Two changes make matrix products of it (after Ji et al. 2016, "Parallelizing
+Word2Vec in Shared and Distributed Memory"):
+
+- The text is cut into blocks of T consecutive centres. All words around them stand in one row of
+  T + 2 * window words, so that one product of (T, d) with (d, T + 2 * window) has the scores of all
+  pairs; those out of reach are masked. That computes too much, and is many times quicker.
+- The centres of a block share N negatives, each with the weight K / N, in place of K of their own.
+  The expectation of the loss and of its gradient is the same.
+
+With s a score, y 1 for a pair and 0 for a negative, c its weight, the derivative of the loss is
+c (sigmoid(s) - y); call the matrix of these, negated, G: (T, words). All else is two products:
+
+    gradient of v: G U          gradient of u: G^T V
+
+and plain SGD, row by row, on the sum over all pairs. Nothing is stored between updates.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+# One draw is one look into a table of words, each there as often as its probability says.
+TABLE_SIZE = 2**22
+
+
+def keep_probabilities(counts: np.ndarray, sample: float) -> torch.Tensor:
+    """How likely each word is to be kept; those commoner than `sample` often are not.
+
+    With f the share of a word in the text, (sqrt(f / sample) + 1) * sample / f, at most 1: as in
+    the authors' program (the paper has another formula). 0 keeps all.
+    """
+    share = counts / counts.sum()
+    if not sample:
+        return torch.ones(len(counts))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keep = (np.sqrt(share / sample) + 1) * sample / share
+    return torch.from_numpy(np.nan_to_num(np.minimum(keep, 1), nan=1.0)).float()
+
+
+def negative_table(counts: np.ndarray, power: float = 0.75, size: int = TABLE_SIZE) -> torch.Tensor:
+    """A table of ids: a random entry is a word with probability proportional to count^power."""
+    cumulative = np.cumsum(counts**power) / (counts**power).sum()
+    places = (np.arange(size) + 0.5) / size
+    return torch.from_numpy(np.searchsorted(cumulative, places).astype(np.int32))
+
+
+def draw_reaches(length: int, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far each of the words of a row looks to its left and to its right.
+
+    Both as far as a number drawn from 1 to `window`, so that near words count more than far ones;
+    never beyond the ends.
+
+    Returns:
+        Two of (length,), int8.
+    """
+    reach = torch.randint(1, window + 1, (length,))
+    place = torch.arange(length)
+    left, right = torch.minimum(reach, place), torch.minimum(reach, length - 1 - place)
+    return left.to(torch.int8), right.to(torch.int8)
+
+
+class NegativeSampling:
+    """Updates two tables of vectors, in place, by blocks of consecutive words.
+
+    Args:
+        vectors, contexts: v and u, each (vocab_size, hidden_size), fp32.
+        architecture, num_negatives: as in `Word2VecConfig`.
+        table: of `negative_table`.
+        window: the furthest word that a centre looks at.
+        block: T, centres that share their negatives.
+        shared_negatives: N.
+    """
+
+    def __init__(
+        self, vectors, contexts, architecture, num_negatives, table, window, block, shared_negatives
+    ):
+        self.vectors, self.contexts = vectors, contexts
+        self.gradients = self.skip_gram if architecture == "skip-gram" else self.cbow
+        self.num_negatives, self.table = num_negatives, table
+        self.window, self.block, self.shared_negatives = window, block, shared_negatives
+        width = block + 2 * window
+        # (block, width): how far to the right of a centre each word of the row stands.
+        offset = torch.arange(width) - torch.arange(block)[:, None] - window
+        self.offset = offset.to(vectors.device, torch.int8)
+
+    def update(self, row, left, right, rate: float) -> None:
+        """One step of SGD on the sum of the losses of all guesses.
+
+        Args:
+            row: (window + blocks * block + window,), consecutive words; the outer ones are only
+                looked at.
+            left, right: (blocks * block,), int8, the reach of each centre.
+            rate: learning rate.
+        """
+        blocks = len(left) // self.block
+        drawn = torch.randint(len(self.table), (blocks, self.shared_negatives))
+        negatives = self.table[drawn].long().to(row.device)
+        for table, ids, gradient in self.gradients(row, left, right, negatives):
+            add_rows(table, ids, gradient.mul_(rate))
+
+    def arrange(self, row, left, right):
+        """A row of words as blocks.
+
+        Returns:
+            Centres (blocks, block); the words around (blocks, block + 2 * window); which of these
+            each centre looks at (blocks, block, block + 2 * window); how many (blocks, block, 1).
+        """
+        centres = row[self.window : len(row) - self.window].view(-1, self.block)
+        around = row.unfold(0, self.block + 2 * self.window, self.block)
+        left, right = left.view(-1, self.block, 1), right.view(-1, self.block, 1)
+        seen = (self.offset >= -left) & (self.offset <= right) & (self.offset != 0)
+        return centres, around, seen, (left + right).float()
+
+    def skip_gram(self, row, left, right, negatives) -> list[tuple]:
+        """Which rows of which table change, and how: -gradient of the summed loss.
+
+        Returns:
+            Two of (table, ids, (*ids.shape, hidden_size)).
+        """
+        centres, around, seen, number = self.arrange(row, left, right)
+        width = around.shape[1]
+        others = torch.cat((around, negatives), 1)
+        v, u = look_up(self.vectors, centres), look_up(self.contexts, others)
+        g = torch.bmm(v, u.transpose(1, 2)).sigmoid_()  # (blocks, block, width + N)
+        g[:, :, :width].neg_().add_(1).mul_(seen)
+        g[:, :, width:].mul_(number * (-self.num_negatives / negatives.shape[1]))
+        return [
+            (self.vectors, centres, torch.bmm(g, u)),
+            (self.contexts, others, torch.bmm(g.transpose(1, 2), v)),
+        ]
+
+    def cbow(self, row, left, right, negatives) -> list[tuple]:
+        """The same for CBOW, where a mean is a product too: with the mask, divided by the number.
+
+        A word's gradient comes to it through the mean, divided by the same number.
+        """
+        centres, around, seen, number = self.arrange(row, left, right)
+        v = look_up(self.vectors, around)  # (blocks, width, hidden_size)
+        u, u_negative = look_up(self.contexts, centres), look_up(self.contexts, negatives)
+        average = seen / number.clamp(min=1)  # (blocks, block, width)
+        hidden = torch.bmm(average, v)  # (blocks, block, hidden_size)
+        there = (number > 0).float()
+        right_g = there * (1 - (hidden * u).sum(2, keepdim=True).sigmoid_())
+        wrong_g = torch.bmm(hidden, u_negative.transpose(1, 2)).sigmoid_()  # (blocks, block, N)
+        wrong_g.mul_(there * (-self.num_negatives / negatives.shape[1]))
+        back = torch.bmm(wrong_g, u_negative).addcmul_(right_g, u)
+        return [
+            (self.vectors, around, torch.bmm(average.transpose(1, 2), back)),
+            (self.contexts, centres, hidden.mul(right_g)),
+            (self.contexts, negatives, torch.bmm(wrong_g.transpose(1, 2), hidden)),
+        ]
+
+    def loss(self, row, left, right) -> float:
+        """The mean loss of the guesses of a row, in nats, with negatives drawn anew."""
+        centres, around, seen, number = self.arrange(row, left, right)
+        drawn = torch.randint(len(self.table), (len(centres), self.shared_negatives))
+        negatives = look_up(self.contexts, self.table[drawn].long().to(row.device))
+        if self.gradients == self.skip_gram:
+            v, u = look_up(self.vectors, centres), look_up(self.contexts, around)
+            weight = number
+            right_loss = (F.softplus(-torch.bmm(v, u.transpose(1, 2))) * seen).sum()
+        else:
+            v = torch.bmm(seen / number.clamp(min=1), look_up(self.vectors, around))
+            weight = (number > 0).float()
+            score = (v * look_up(self.contexts, centres)).sum(2, keepdim=True)
+            right_loss = (F.softplus(-score) * weight).sum()
+        wrong = F.softplus(torch.bmm(v, negatives.transpose(1, 2))).mean(2, keepdim=True)
+        total = right_loss + self.num_negatives * (wrong * weight).sum()
+        return (total / weight.sum().clamp(min=1)).item()
+
+
+def look_up(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Rows of a table: (*ids.shape, hidden_size)."""
+    return table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[1])
+
+
+def add_rows(table: torch.Tensor, ids: torch.Tensor, values: torch.Tensor) -> None:
+    """Adds to rows of a table, each as often as its id is there.
+
+    With an index that is expanded along the rows, scatter_add_ has a fast way, which adds the
+    values of a row in one order whatever the threads do: a resumed run ends with the same bits.
+    """
+    size = table.shape[1]
+    table.scatter_add_(0, ids.reshape(-1, 1).expand(-1, size), values.reshape(-1, size))

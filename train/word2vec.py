@@ -1,0 +1,287 @@
+"""Trains Word2Vec: a vector for every word of a text.
+
+    accelerate launch -q train/word2vec.py                                  # skip-gram
+    accelerate launch -q train/word2vec.py --config configs/word2vec_cbow.yaml
+    accelerate launch -q train/word2vec.py --text my_books/ --output_dir runs/my_words
+    accelerate launch -q train/word2vec.py --evaluate_only                  # score runs/word2vec
+
+The text is books, Wikipedia and the Brown corpus (`data_scripts/words.py`). An update is of some
+hundred words, and is quicker than what a loop does around it: a *step* (`--max_steps`,
+`--logging_steps`, `--save_steps`) is therefore 65,536 words of the text.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import AutoModel, AutoTokenizer, set_seed
+
+from groundup.data_scripts.words import (
+    Vocabulary,
+    check_memory,
+    count_words,
+    describe_words,
+    encode_words,
+    open_words,
+    word_tokenizer,
+)
+from groundup.models.word2vec import Word2VecConfig, Word2VecModel
+from groundup.train import recipe, report
+from groundup.train.loop import train_loop
+from groundup.train.negative_sampling import (
+    NegativeSampling,
+    draw_reaches,
+    keep_probabilities,
+    negative_table,
+)
+from groundup.train.publishing import publish
+from groundup.train.word_vectors import (
+    CHOSEN,
+    neighbours,
+    plot_map,
+    score_vectors,
+    to_keyed_vectors,
+    without_contexts,
+)
+
+SCORE = "wordsim353"
+STEP_WORDS = 2**16
+LOSS_BLOCKS = 64  # of a step, on which the loss for the log is measured
+USAGE = """import torch
+from transformers import AutoModel, AutoTokenizer
+
+path = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+model = AutoModel.from_pretrained(path, trust_remote_code=True)
+vectors = torch.nn.functional.normalize(model.embed_tokens.weight.float(), dim=1)
+nearest = (vectors @ vectors[tokenizer.vocab["night"]]).topk(9).indices[1:]
+print(tokenizer.convert_ids_to_tokens(nearest))"""
+ModelArguments = recipe.model_arguments(
+    Word2VecConfig, leave_out=["vocab_size", "pad_token_id", "with_contexts"]
+)
+
+
+@dataclass
+class WordArguments:
+    """The text, and how it is looked at."""
+
+    text: str | None = field(
+        default=None, metadata={"help": "A text file or a folder of them, in place of the corpus."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder that holds gutenberg, wikipedia and brown."}
+    )
+    min_count: int = field(default=5, metadata={"help": "Rarer words get no vector."})
+    max_vocab_size: int | None = field(
+        default=None, metadata={"help": "Vectors for so many words at most, the commonest."}
+    )
+    window: int = field(default=5, metadata={"help": "The furthest word that a word looks at."})
+    sample: float = field(
+        default=1e-3, metadata={"help": "Words of a larger share are often left out. 0: none."}
+    )
+    block: int = field(default=16, metadata={"help": "Words in a row that share negatives."})
+    shared_negatives: int = field(default=16, metadata={"help": "How many negatives they share."})
+
+    def __post_init__(self):
+        for name in ("min_count", "window", "block", "shared_negatives"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        if self.window > 100 or self.block > 100 - self.window:
+            raise ValueError("--window and --block are too large: at most 100 together")
+        if self.sample < 0:
+            raise ValueError(f"--sample is {self.sample}; it must be 0 or more")
+
+
+class WordSteps:
+    """What `train_loop` calls: each step trains on the next `STEP_WORDS` words of the text.
+
+    Which words these are follows from the step's number, and all that is drawn comes from torch's
+    global generator: the model is all that a checkpoint has to hold.
+
+    Args:
+        ids: the text, of `encode_words`.
+        args: `max_steps` is worked out from `num_train_epochs` where it is not set.
+    """
+
+    def __init__(self, model, ids: np.ndarray, vocabulary: Vocabulary, word_args, args):
+        self.ids, self.args, self.window = ids, args, word_args.window
+        self.steps_per_epoch = math.ceil(len(ids) / STEP_WORDS)
+        if args.max_steps < 1:
+            args.max_steps = math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        self.keep = keep_probabilities(vocabulary.counts, word_args.sample)
+        self.block = word_args.block
+        self.batch = max(1, args.per_device_train_batch_size // self.block) * self.block
+        self.sampling = NegativeSampling(
+            model.embed_tokens.weight.detach(),
+            model.embed_contexts.weight.detach(),
+            model.config.architecture,
+            model.config.num_negatives,
+            negative_table(vocabulary.counts),
+            word_args.window,
+            word_args.block,
+            word_args.shared_negatives,
+        )
+        self.device = model.device
+
+    def words_read(self) -> int:
+        """Known words in all steps, each time they are read; before common ones are left out."""
+        epochs, steps = divmod(self.args.max_steps, self.steps_per_epoch)
+        return epochs * len(self.ids) + min(steps * STEP_WORDS, len(self.ids))
+
+    def row_of(self, n: int):
+        """The words that step n trains on, some common ones left out, with each one's reach.
+
+        Returns:
+            As `NegativeSampling.update` takes them; filled up to whole updates with words (id 0)
+            that look at nothing and that nothing looks at.
+        """
+        start = (n - 1) % self.steps_per_epoch * STEP_WORDS
+        words = torch.from_numpy(self.ids[start : start + STEP_WORDS].astype(np.int64))
+        words = words[torch.rand(len(words)) < self.keep[words]]
+        left, right = draw_reaches(len(words), self.window)
+        fill = max(1, math.ceil(len(words) / self.batch)) * self.batch - len(words)
+        pad = torch.nn.functional.pad
+        row = pad(words, (self.window, self.window + fill))
+        return [x.to(self.device) for x in (row, pad(left, (0, fill)), pad(right, (0, fill)))]
+
+    @torch.no_grad()
+    def step(self, n: int) -> dict[str, float]:
+        """Trains on the words of step n; the loss is that of its first words, before."""
+        row, left, right = self.row_of(n)
+        some = min(LOSS_BLOCKS * self.block, len(left))
+        loss = self.sampling.loss(row[: some + 2 * self.window], left[:some], right[:some])
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the vectors have grown beyond all bounds by step {n}: set a lower "
+                f"--learning_rate or a lower --per_device_train_batch_size, and --overwrite"
+            )
+        for start in range(0, len(left), self.batch):
+            stop = start + self.batch
+            done = (n - 1 + start / len(left)) / self.args.max_steps
+            self.sampling.update(
+                row[start : stop + 2 * self.window],
+                left[start:stop],
+                right[start:stop],
+                self.args.learning_rate * (1 - done),
+            )
+        return {"loss": loss}
+
+
+@recipe.one_line_errors
+def main(argv=None):
+    """Arguments, data, model, fit, report. Returns what metrics.json holds."""
+    # 1. Arguments
+    config_name, word_args, model_args, args = recipe.parse_arguments(
+        argv, "word2vec", WordArguments, ModelArguments, description="Trains Word2Vec."
+    )
+    output_dir = Path(args.output_dir)
+    if args.world_size > 1:
+        raise ValueError(
+            "Word2Vec trains in one process, whose threads share its matrix products: launch it "
+            "without --multi_gpu"
+        )
+    recipe.check_scorable(args)
+    set_seed(args.seed)
+
+    # 2. Data
+    corpus = open_words(word_args.text, word_args.data_dir)
+    vocabulary = count_words(corpus, word_args.min_count, word_args.max_vocab_size)
+    data = describe_words(corpus, vocabulary)
+    checkpoint = None
+    if args.evaluate_only:
+        recipe.note_other_data(args, data)
+    else:
+        settings = recipe.settings_of(args, word_args, model_args, data=data)
+        checkpoint = recipe.prepare_folder(args, settings)
+    print(
+        f"{data['source']}: {vocabulary.num_words:,} words; "
+        f"{len(vocabulary) - 1:,} different ones get a vector"
+    )
+
+    # 3. Model
+    if args.evaluate_only:
+        model = AutoModel.from_pretrained(output_dir, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    else:
+        check_memory(len(vocabulary), model_args.hidden_size)
+        config = Word2VecConfig(vocab_size=len(vocabulary), **asdict(model_args))
+        model, tokenizer = Word2VecModel(config), word_tokenizer(vocabulary.words)
+
+    # 4. Fit
+    history, seconds, speed = [], 0.0, {}
+    if not args.evaluate_only:
+        accelerator = Accelerator(cpu=args.use_cpu)
+        model.to(accelerator.device)
+        steps = WordSteps(model, encode_words(corpus, vocabulary), vocabulary, word_args, args)
+        history, seconds = train_loop(
+            accelerator, args, {"model": model}, steps.step, checkpoint=checkpoint
+        )
+        # As gensim counts: all words of the text, also those that are too rare for a vector.
+        raw = steps.words_read() * vocabulary.num_words / vocabulary.counts.sum()
+        speed = {"words_per_second": round(float(raw / seconds))}
+
+    # 5. Report
+    keyed = to_keyed_vectors(model, tokenizer)
+    metrics = score_vectors(keyed) | speed
+    run = report.run_metrics("word2vec", config_name, args, metrics, data, seconds)
+    if not args.evaluate_only:
+        write_report(output_dir, run, without_contexts(model), tokenizer, keyed, history, word_args)
+    print(
+        f"WordSim-353 {metrics['wordsim353']:.3f}, SimLex-999 {metrics['simlex999']:.3f}, "
+        f"analogies {metrics['analogies']:.1%}"
+    )
+    if args.publish:
+        publish(args)
+    return run
+
+
+def write_report(output_dir, run, model, tokenizer, keyed, log, word_args) -> None:
+    """The model folder: weights, code, tokenizer, figures, card, and last metrics.json."""
+    report.save_model(model, tokenizer, output_dir)
+    figures = output_dir / "figures"
+    report.plot_loss(log, figures / "loss.png", {"loss": "training, nats per guess"})
+    chosen = [words.split()[0] for words in CHOSEN.values()]
+    shown = [word for word in chosen if word in keyed] or keyed.index_to_key[:5]
+    near = neighbours(keyed, shown)
+    if plot_map(keyed, figures / "map.png"):
+        near += "\n\n![map](figures/map.png)\n\nThe two principal components of some words."
+    config, known = model.config, word_args.text is None
+    report.write_card(
+        output_dir,
+        run,
+        title=f"{output_dir.name}: vectors of words",
+        language="en" if known else None,
+        pipeline_tag="feature-extraction",
+        task_name="Word similarity",
+        split="test",
+        scores={
+            "wordsim353": "WordSim-353, Spearman's rho",
+            "simlex999": "SimLex-999, Spearman's rho",
+            "analogies": "Google's analogies, share answered right",
+        },
+        usage=USAGE,
+        tags=["word2vec", "word-embeddings"],
+        sections={
+            "": f"Word2Vec ({config.architecture}): vectors of {config.hidden_size} numbers for "
+            f"{config.vocab_size - 1:,} words, window {word_args.window}, "
+            f"{config.num_negatives} negatives, words of {word_args.min_count} occurrences and "
+            f"more. Trained at {run['metrics']['words_per_second']:,} words per second. The scores "
+            "are over pairs and questions whose words are all known: "
+            f"{run['metrics']['wordsim353_known']:.0%} of WordSim-353, "
+            f"{run['metrics']['simlex999_known']:.0%} of SimLex-999.",
+            "Neighbours": near,
+            "Training": "![loss](figures/loss.png)",
+            "What it is not good for": "A word has one vector, whatever it means in a sentence. "
+            "Opposites are near each other, since they stand in the same places. It knows the "
+            "words of its text only, mostly books of the 19th century where it is the corpus of "
+            "this project, and has the prejudices of that text: do not judge people by it.",
+        },
+    )
+    report.finish(output_dir, run)
+
+
+if __name__ == "__main__":
+    main()
