@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -427,7 +428,7 @@ def test_a_run_that_was_stopped_while_it_reported(finished, flags, tmp_path, mon
 def test_a_run_stopped_after_its_last_update_makes_no_other(flags, tmp_path, monkeypatch, capsys):
     constant = flags(tmp_path / "run", "--lr_scheduler_type", "constant")  # at the end, too
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(report, "write_card", lambda *args, **kwargs: signal.raise_signal(2))
+        patch.setattr(report, "write_card", Mock(side_effect=KeyboardInterrupt))
         gpt.main(constant)
     assert "the same command resumes" in capsys.readouterr().err
     gpt.main(constant)
