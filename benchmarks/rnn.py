@@ -10,15 +10,14 @@ and the gradients from pretrained/: rnn_gradients.png beside the JSON.
 
 import json
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from side_by_side import FOLDER, take_turns
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from groundup import results
 from groundup.data_scripts.shakespeare import load_shakespeare
 from groundup.data_scripts.tokenization import encode_documents
 from groundup.models.from_torch_rnn import torch_from_rnn
@@ -26,13 +25,10 @@ from groundup.models.rnn import RNNConfig, RNNForCausalLM
 from groundup.train import recipe, report
 from groundup.train.rnn import CELL_NAMES, gradient_norms, plot_gradients
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
-PRETRAINED = RESULTS.parent / "pretrained"
-OUTPUT = RESULTS / "benchmarks" / "rnn.json"
+OUTPUT = FOLDER / "rnn.json"
 CONFIGS = {"lstm": "rnn", "gru": "rnn_gru", "rnn": "rnn_vanilla"}
 BATCH, TIME, VOCABULARY = 64, 64, 66
 SHAPE = {"hidden_size": 512, "num_hidden_layers": 2, "hidden_dropout": 0.3}
-ROUNDS = 7
 NEW_TOKENS = 256
 
 
@@ -58,21 +54,6 @@ class TorchLanguageModel(nn.Module):
             tokens = self.head(hidden[:, -1:]).argmax(-1)
             hidden, state = self.recurrent(self.embedding(tokens), state)
         return tokens
-
-
-def take_turns(work: dict[str, Callable[[], None]]) -> dict[str, dict[str, float]]:
-    """Seconds of each piece of work: best and median of several rounds, after one to warm up."""
-    seconds = {name: [] for name in work}
-    for round_number in range(ROUNDS + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {"best": min(values), "median": statistics.median(values)}
-        for name, values in seconds.items()
-    }
 
 
 def training(cell_type: str, bf16: bool) -> dict:
@@ -102,10 +83,8 @@ def training(cell_type: str, bf16: bool) -> dict:
             "torch.nn": stepper(theirs, lambda: theirs(tokens[0], tokens[1])),
         }
     )
-    ratios = {
-        key: seconds["groundup"][key] / seconds["torch.nn"][key] for key in ("best", "median")
-    }
-    return {"seconds": seconds, "time_beside_torch": ratios}
+    ratio = seconds["groundup"] / seconds["torch.nn"]
+    return {"seconds": seconds, "time_beside_torch": ratio}
 
 
 def generation(cell_type: str, batch: int) -> dict:
@@ -124,14 +103,14 @@ def generation(cell_type: str, batch: int) -> dict:
             "torch.nn, a plain loop": lambda: theirs.write(prompt, NEW_TOKENS),
         }
     )
-    return {name: batch * NEW_TOKENS / values["median"] for name, values in seconds.items()}
+    return {name: batch * NEW_TOKENS / value for name, value in seconds.items()}
 
 
 def three_cells() -> list[dict]:
     """The published runs of the three cells: loss, time, updates by the second."""
     rows = []
     for cell_type, config in CONFIGS.items():
-        path = RESULTS / f"{config}.json"
+        path = results.RESULTS / f"{config}.json"
         if path.exists():
             result = json.loads(path.read_text(encoding="utf-8"))
             rows.append(
@@ -149,7 +128,7 @@ def gradients() -> dict[str, list[float]]:
     """How gradients fade in the trained models, on the validation text; also as a figure."""
     curves = {}
     for cell_type, config in CONFIGS.items():
-        folder = PRETRAINED / config
+        folder = results.PRETRAINED / config
         if folder.is_dir():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             texts = load_shakespeare()["validation"]["text"]

@@ -141,11 +141,14 @@ def ablations(config: str) -> list[str]:
 def studies(config: str, figures: Path) -> list[str]:
     """A card's sections on what `benchmarks/` has drawn for it; copies the pictures there."""
     lines = []
-    for path in sorted((RESULTS / "benchmarks").glob(f"{config}_*.png")):
-        study = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        shutil.copy(path, figures)
+    for path in sorted((RESULTS / "benchmarks").glob(f"{config}_*.json")):
+        picture = path.with_suffix(".png")
+        if not picture.exists():
+            continue
+        study = json.loads(path.read_text(encoding="utf-8"))
+        shutil.copy(picture, figures)
         lines += ["", f"## {study['title']}", "", study["text"], ""]
-        lines += [f"![{study['title']}](figures/{path.name})"]
+        lines += [f"![{study['title']}](figures/{picture.name})"]
     return lines
 
 

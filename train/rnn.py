@@ -1,9 +1,11 @@
 """Trains a recurrent network: a language model that carries a state along the text.
 
-accelerate launch -q train/rnn.py                                # an LSTM on Shakespeare
-accelerate launch -q train/rnn.py --config configs/rnn_gru.yaml  # a GRU; rnn_vanilla: plain
-accelerate launch -q train/rnn.py --text my_book.txt --output_dir runs/my_book
-accelerate launch -q train/rnn.py --evaluate_only                # score the model in runs/rnn
+    accelerate launch -q train/rnn.py                                # an LSTM on Shakespeare
+    accelerate launch -q train/rnn.py --config configs/rnn_gru.yaml  # a GRU; rnn_vanilla: plain
+    accelerate launch -q train/rnn.py --text my_book.txt --output_dir runs/my_book
+    accelerate launch -q train/rnn.py --evaluate_only                # score the model in runs/rnn
+
+The text is read by as many streams as a batch has rows, each going on where it stopped.
 """
 
 from dataclasses import asdict, dataclass, field
