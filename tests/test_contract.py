@@ -205,7 +205,7 @@ def elsewhere(request, tmp_path_factory, fresh_python) -> dict[str, str]:
     params = [item.callspec.params for item in asked if hasattr(item, "callspec")]
     rows = {given["row"].name: given["row"] for given in params if "row" in given}
     manifest = [entry for row in rows.values() for entry in _publish(row, work / row.name)]
-    manifest += [_pretrained(folder, work / folder.name) for folder in PRETRAINED]
+    manifest += [_pretrained(folder, work / "pretrained" / folder.name) for folder in PRETRAINED]
     (work / "manifest.json").write_text(json.dumps(manifest))
     script = TESTS / "load_elsewhere.py"
     fresh_python(script, work / "manifest.json", work / "report.json", cwd=work)
@@ -235,7 +235,7 @@ def _pretrained(source: Path, folder: Path) -> dict:
     """The row that this trained model belongs to says what may be put into it."""
     config = AutoConfig.from_pretrained(source)
     row = next(row for row in ROWS if row.make()[0].config.model_type == config.model_type)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     _write(row.example(config), folder / f"{row.auto_class}.batch")
     entry = {"name": source.name, "source": str(source), "known": str(folder)}
     return entry | {"auto_classes": [row.auto_class]}
