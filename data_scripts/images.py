@@ -494,6 +494,57 @@ class EpochSampler(torch.utils.data.Sampler):
         return ((epoch, row) for row in order.tolist())
 
 
+class HardSampler(EpochSampler):
+    """An `EpochSampler` whose epochs leave out a share of the rows: those of the smallest losses.
+
+    From what a network knows it learns little, in the same time (Jiang et al., "Accelerating deep
+    learning by focusing on the biggest losers", 2019). Whoever trains tells the losses as they
+    come, so that they cost nothing. What one epoch leaves out, the next one takes in: so no loss is
+    older than two epochs, and no row is forgotten.
+
+    Args:
+        dataset: whose rows these are.
+        seed: of the orders.
+        skipped: share of the rows that an epoch leaves out, at most a half.
+    """
+
+    def __init__(self, dataset: ImageBatches, seed: int, skipped: float):
+        super().__init__(dataset, seed)
+        self.num_skipped = int(skipped * len(dataset))
+        self.losses = np.full(len(dataset), np.inf, dtype=np.float32)  # inf: not in the last epoch
+        self.order, self.order_epoch, self.position = None, -1, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset) - self.num_skipped
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.dataset.epoch
+        if epoch != self.order_epoch:  # else a run goes on inside this epoch
+            order = np.array([row for _, row in super().__iter__()])
+            hardest = np.argsort(-self.losses[order], kind="stable")
+            taken = np.sort(hardest[: len(self)])  # in the order in which they were
+            self.losses[order[hardest[len(self) :]]] = np.inf
+            self.order, self.order_epoch, self.position = order[taken], epoch, 0
+        return ((epoch, row) for row in self.order.tolist())
+
+    def record(self, losses: np.ndarray) -> None:
+        """Takes the losses of the next rows of this epoch."""
+        rows = self.order[self.position : self.position + len(losses)]
+        self.losses[rows] = losses[: len(rows)]  # several processes may fill up their last batch
+        self.position += len(rows)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a run needs to go on."""
+        place = torch.tensor([self.order_epoch, self.position])
+        order = torch.from_numpy(self.order)
+        return {"losses": torch.from_numpy(self.losses), "order": order, "place": place}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Goes on where another sampler was when it gave `state`."""
+        self.losses, self.order = state["losses"].numpy(), state["order"].numpy()
+        self.order_epoch, self.position = state["place"].tolist()
+
+
 def whole_batch(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The collator: `ImageBatches` has made the batch already."""
     (batch,) = items

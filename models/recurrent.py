@@ -42,25 +42,26 @@ class RNNCell:
     `step(projected, recurrent, state)`: from Wx + b and Uh + d, each (batch, num_gates *
     hidden_size), and the state before, the state after; and what `step_back` will want to know.
 
-    `step_back(gradient, known, before, after)`: from the gradients of the loss by the state after,
-    those by `projected`, by `recurrent`, and by the state before as far as it does not go through
-    Uh + d.
+    `step_back(gradient, known)`: from the gradients of the loss by the state after, those by
+    `projected` and by `recurrent`, a list of one tensor for each gate, and by the state before as
+    far as it does not go through Uh + d.
     """
 
     num_gates = 1
     num_states = 1
+    one_gradient = True  # `projected` and `recurrent` are only ever added
 
     @staticmethod
     def step(projected, recurrent, state):
-        """Forward: h after, and nothing else to know."""
+        """Forward."""
         h = (projected + recurrent).tanh()
-        return (h,), h[:, :0]
+        return (h,), (h,)
 
     @staticmethod
-    def step_back(gradient, known, before, after):
+    def step_back(gradient, known):
         """Backward: tanh' = 1 - tanh^2; the only way back is through Uh."""
-        (dh,), (h,) = gradient, after
-        d = dh * (1 - h * h)
+        (dh,), (h,) = gradient, known
+        d = [dh * (1 - h * h)]
         return d, d, (torch.zeros_like(dh),)
 
 
@@ -69,6 +70,7 @@ class GRUCell:
 
     num_gates = 3  # r, z, n: in PyTorch's order
     num_states = 1
+    one_gradient = False
 
     @staticmethod
     def step(projected, recurrent, state):
@@ -78,18 +80,16 @@ class GRUCell:
         u_r, u_z, u_n = recurrent.to(projected.dtype).chunk(3, dim=-1)
         r, z = (x_r + u_r).sigmoid(), (x_z + u_z).sigmoid()
         n = (x_n + r * u_n).tanh()
-        return (n + z * (h - n),), torch.cat((r, z, n, u_n), dim=-1)
+        return (n + z * (h - n),), (r, z, n, u_n, h)
 
     @staticmethod
-    def step_back(gradient, known, before, after):
+    def step_back(gradient, known):
         """Backward: one way back is z itself, multiplied by no matrix."""
-        (dh,), (h,) = gradient, before
-        r, z, n, u_n = known.chunk(4, dim=-1)
+        (dh,), (r, z, n, u_n, h) = gradient, known
         d_n = dh * (1 - z) * (1 - n * n)
         d_r = d_n * u_n * r * (1 - r)
         d_z = dh * (h - n) * z * (1 - z)
-        projected = torch.cat((d_r, d_z, d_n), dim=-1)
-        return projected, torch.cat((d_r, d_z, d_n * r), dim=-1), (dh * z,)
+        return [d_r, d_z, d_n], [d_r, d_z, d_n * r], (dh * z,)
 
 
 class LSTMCell:
@@ -97,34 +97,47 @@ class LSTMCell:
 
     num_gates = 4  # i, f, g, o: in PyTorch's order
     num_states = 2
+    one_gradient = True
 
     @staticmethod
     def step(projected, recurrent, state):
         """Forward: i lets in, f keeps, o shows."""
-        _, c = state
+        _, before = state
         i, f, g, o = (projected + recurrent).chunk(4, dim=-1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c = f * c + i * g
-        return (o * c.tanh(), c), torch.cat((i, f, g, o), dim=-1)
+        c = f * before + i * g
+        shown = c.tanh()
+        return (o * shown, c), (i, f, g, o, before, shown)
 
     @staticmethod
-    def step_back(gradient, known, before, after):
+    def step_back(gradient, known):
         """Backward: the way back through c is multiplied by f only."""
-        dh, dc = gradient
-        i, f, g, o = known.chunk(4, dim=-1)
-        shown = after[1].tanh()
+        (dh, dc), (i, f, g, o, before, shown) = gradient, known
         dc = dc + dh * o * (1 - shown * shown)
         d_i = dc * g * i * (1 - i)
-        d_f = dc * before[1] * f * (1 - f)
+        d_f = dc * before * f * (1 - f)
         d_g = dc * i * (1 - g * g)
         d_o = dh * shown * o * (1 - o)
-        d = torch.cat((d_i, d_f, d_g, d_o), dim=-1)
+        d = [d_i, d_f, d_g, d_o]
         return d, d, (torch.zeros_like(dh), dc * f)
 
 
 CELLS = {"rnn": RNNCell, "gru": GRUCell, "lstm": LSTMCell}
 
 # ------------------------------------------------------------------------- along the whole sequence
+
+
+def _walk(cell, projected, weight, bias, mask, state):
+    """The state after each position, and what `step_back` will want to know of it: two lists."""
+    projected = projected.to(state[0].dtype)
+    states, known = [], []
+    for t in range(projected.shape[1]):
+        recurrent = torch.addmm(bias, state[0].to(weight.dtype), weight.T)
+        after, needed = cell.step(projected[:, t], recurrent, state)
+        state = after if mask is None else _choose(mask[:, t], after, state)
+        states.append(state)
+        known.append(needed)
+    return states, known
 
 
 def step_by_step(cell, projected, weight, bias, mask, *state):
@@ -139,20 +152,10 @@ def step_by_step(cell, projected, weight, bias, mask, *state):
             and states are computed in their dtype, Uh in that of the weight.
 
     Returns:
-        The tensors of the state after each position, (batch, time, hidden_size) each; and last what
-        `step_back` will want to know of each, (batch, time, ...).
+        h after each position (batch, time, hidden_size), and the tensors of the last state.
     """
-    projected = projected.to(state[0].dtype)
-    states, known = [], []
-    for t in range(projected.shape[1]):
-        recurrent = torch.addmm(bias, state[0].to(weight.dtype), weight.T)
-        after, needed = cell.step(projected[:, t], recurrent, state)
-        if mask is not None:
-            after = _choose(mask[:, t], after, state)
-        state = after
-        states.append(state)
-        known.append(needed)
-    return tuple(torch.stack(part, dim=1) for part in (*zip(*states, strict=True), known))
+    states, _ = _walk(cell, projected, weight, bias, mask, state)
+    return torch.stack([h for h, *_ in states], dim=1), *states[-1]
 
 
 class Recurrence(torch.autograd.Function):
@@ -164,46 +167,46 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, cell, projected, weight, bias, mask, *state):
-        """Arguments as in `step_by_step`; the states only."""
-        *states, known = step_by_step(cell, projected, weight, bias, mask, *state)
-        ctx.cell, ctx.dtype = cell, projected.dtype
-        ctx.save_for_backward(weight, mask, known, *state, *states)
-        ctx.set_materialize_grads(False)  # nobody asks for the middle of c: no zeros for it
-        return tuple(states)
+        """Arguments and results as in `step_by_step`."""
+        states, known = _walk(cell, projected, weight, bias, mask, state)
+        h = torch.stack([h for h, *_ in states], dim=1)
+        ctx.cell, ctx.shape = cell, projected.shape
+        flat = [tensor for needed in known for tensor in needed]
+        ctx.save_for_backward(weight, mask, state[0], h, *flat)
+        ctx.set_materialize_grads(False)  # often nobody asks for the last state: no zeros for it
+        return h, *states[-1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *wanted):
-        """From the gradients by the states after each position, those by all that went in."""
-        weight, mask, known, *rest = ctx.saved_tensors
-        first, states = rest[: ctx.cell.num_states], rest[ctx.cell.num_states :]
-        time = known.shape[1]
-        gradient = tuple(torch.zeros_like(part) for part in first)
-        by_projected, by_recurrent = [None] * time, [None] * time
+    def backward(ctx, wanted, *gradient):
+        """From the gradients by all h and by the last state, those by all that went in."""
+        weight, mask, first, h, *flat = ctx.saved_tensors
+        time = h.shape[1]
+        parts = len(flat) // time
+        gradient = [torch.zeros_like(first) if part is None else part for part in gradient]
+        by_projected = weight.new_empty(ctx.shape)
+        by_recurrent = by_projected if ctx.cell.one_gradient else torch.empty_like(by_projected)
         for t in reversed(range(time)):
-            # What the loss wants of this state itself, and what later states want of it.
-            gradient = tuple(
-                g if part is None else g + part[:, t]
-                for g, part in zip(gradient, wanted, strict=True)
-            )
-            after = tuple(part[:, t] for part in states)
-            before = tuple(part[:, t - 1] for part in states) if t else first
-            d_projected, d_recurrent, d_before = ctx.cell.step_back(
-                gradient, known[:, t], before, after
-            )
+            # What the loss wants of this h itself is added to what later states want of it.
+            if wanted is not None:
+                gradient = [gradient[0] + wanted[:, t], *gradient[1:]]
+            known = flat[t * parts : (t + 1) * parts]
+            d_projected, d_recurrent, d_before = ctx.cell.step_back(gradient, known)
+            torch.cat(d_projected, dim=-1, out=by_projected[:, t])
+            if not ctx.cell.one_gradient:
+                torch.cat(d_recurrent, dim=-1, out=by_recurrent[:, t])
             if mask is not None:
-                d_projected, d_recurrent = d_projected * mask[:, t], d_recurrent * mask[:, t]
+                by_projected[:, t] *= mask[:, t]
+                by_recurrent[:, t] *= mask[:, t]
                 d_before = _choose(mask[:, t], d_before, gradient)
-            by_projected[t] = d_projected.to(ctx.dtype)
-            by_recurrent[t] = d_recurrent.to(weight.dtype)
-            gradient = (d_before[0] + by_recurrent[t] @ weight, *d_before[1:])
-        by_recurrent = torch.stack(by_recurrent, dim=1).flatten(0, 1)  # (batch * time, gates)
-        h_before = torch.cat((first[0][:, None], states[0][:, :-1]), dim=1).flatten(0, 1)
+            gradient = [d_before[0] + by_recurrent[:, t] @ weight, *d_before[1:]]
+        h_before = torch.cat((first[:, None], h[:, :-1]), dim=1).to(weight.dtype)
+        flat_gradient = by_recurrent.flatten(0, 1)  # (batch * time, gates)
         return (
             None,
-            torch.stack(by_projected, dim=1),
-            by_recurrent.T @ h_before.to(weight.dtype),
-            by_recurrent.sum(0, dtype=first[0].dtype).to(weight.dtype),
+            by_projected,
+            flat_gradient.T @ h_before.flatten(0, 1),
+            flat_gradient.sum(0, dtype=first.dtype).to(weight.dtype),
             None,
             *gradient,
         )
@@ -211,7 +214,7 @@ class Recurrence(torch.autograd.Function):
 
 def _choose(mask, new, old):
     """Of two states, the new one where the mask (batch, 1) is True."""
-    return tuple(torch.where(mask, n, o) for n, o in zip(new, old, strict=True))
+    return [torch.where(mask, n, o) for n, o in zip(new, old, strict=True)]
 
 
 class RecurrentLayer(GradientCheckpointingLayer):
@@ -257,9 +260,9 @@ class RecurrentLayer(GradientCheckpointingLayer):
             zeros = projected.new_zeros(len(inputs), self.hidden_size, dtype=dtype)
             state = (zeros,) * self.cell.num_states
         weight, bias = (part.to(projected.dtype) for part in self._hidden_map())
-        states = Recurrence.apply(self.cell, projected, weight, bias, mask, *state)
-        outputs = states[0].to(projected.dtype)
-        return outputs.flip(1) if reverse else outputs, tuple(part[:, -1] for part in states)
+        h, *state = Recurrence.apply(self.cell, projected, weight, bias, mask, *state)
+        outputs = h.to(projected.dtype)
+        return outputs.flip(1) if reverse else outputs, tuple(state)
 
     def _hidden_map(self):
         """U and d; where PEFT has added something to the linear map, U is what it makes of 1."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import AutoModelForImageClassification, ViTImageProcessor, set_seed
 
@@ -12,6 +13,7 @@ from groundup.data_scripts.cifar10 import load_cifar10
 from groundup.data_scripts.cifar100 import load_cifar100
 from groundup.data_scripts.images import (
     Augment,
+    HardSampler,
     ImageBatches,
     held_out,
     image_arrays,
@@ -25,6 +27,7 @@ from groundup.train.publishing import publish
 
 LOADERS = {"cifar10": load_cifar10, "cifar100": load_cifar100}
 SCORE = "accuracy"
+SAMPLER_FILE = "sampler.safetensors"
 USAGE = """from transformers import pipeline
 
 classify = pipeline("image-classification", "path/to/this/folder", trust_remote_code=True)
@@ -61,10 +64,21 @@ class PictureArguments:
     small_epochs: int = field(
         default=0, metadata={"help": "For how many epochs pictures are of small_size."}
     )
+    skip_easy: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the pictures that an epoch leaves out: those of the smallest loss "
+            "when they were seen last. None is left out twice in a row."
+        },
+    )
 
     def __post_init__(self):
         if self.dataset not in LOADERS:
             raise ValueError(f"--dataset {self.dataset} is unknown: give {' or '.join(LOADERS)}")
+        if not 0 <= self.skip_easy <= 0.5:
+            raise ValueError(f"--skip_easy is {self.skip_easy}; give a share from 0 to 0.5")
+        if self.skip_easy and self.mixup_alpha:
+            raise ValueError("--skip_easy needs each picture's own loss: leave out --mixup_alpha")
 
 
 @dataclass
@@ -133,31 +147,69 @@ def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
     return Pictures(train, scored, names, processor, describe(dataset), split)
 
 
-def make_trainer(model, args, pictures: Pictures) -> recipe.RunTrainer:
+class PictureTrainer(recipe.RunTrainer):
     """A Trainer for pictures, which reports accuracy.
+
+    Args:
+        model, args: as for Trainer.
+        pictures: to train and to score on.
+        skip_easy: share of the pictures that an epoch leaves out, see `HardSampler`; what that
+            knows is part of a checkpoint.
 
     Raises:
         ValueError: the model has other classes than the data, or labels would be smoothed twice.
     """
-    if list(model.config.id2label.values()) != pictures.names:
-        raise ValueError(
-            f"the model tells {model.config.num_labels} classes apart that are not those of "
-            f"{pictures.description['name']}: set --dataset to what it was trained on"
+
+    def __init__(self, model, args, pictures: Pictures, skip_easy: float = 0.0):
+        if list(model.config.id2label.values()) != pictures.names:
+            raise ValueError(
+                f"the model tells {model.config.num_labels} classes apart that are not those of "
+                f"{pictures.description['name']}: set --dataset to what it was trained on"
+            )
+        if args.label_smoothing_factor:
+            raise ValueError(
+                "use --label_smoothing, which goes with mixup, not label_smoothing_factor"
+            )
+        metric = Accuracy()
+        super().__init__(
+            model,
+            args,
+            train_dataset=pictures.train,
+            eval_dataset=pictures.scored,
+            data_collator=whole_batch,
+            processing_class=pictures.processor,
+            compute_metrics=lambda out: metric.compute(
+                predictions=out.predictions.argmax(-1), references=out.label_ids
+            ),
         )
-    if args.label_smoothing_factor:
-        raise ValueError("use --label_smoothing, which goes with mixup, not label_smoothing_factor")
-    metric = Accuracy()
-    return recipe.RunTrainer(
-        model,
-        args,
-        train_dataset=pictures.train,
-        eval_dataset=pictures.scored,
-        data_collator=whole_batch,
-        processing_class=pictures.processor,
-        compute_metrics=lambda out: metric.compute(
-            predictions=out.predictions.argmax(-1), references=out.label_ids
-        ),
-    )
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.hard = HardSampler(pictures.train, seed, skip_easy) if skip_easy else None
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.hard or super()._get_train_sampler(train_dataset)
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        """Trainer's own; the sampler is told the loss of each picture."""
+        if self.hard is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        logits = outputs["logits"].detach().float()
+        losses = torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+        # Processes take turns with the batches, and their losses are gathered in that order.
+        self.hard.record(self.accelerator.gather(losses).cpu().numpy())
+        return (loss, outputs) if return_outputs else loss
+
+    def train(self, resume_from_checkpoint: Path | None = None, **kwargs):
+        """Trains, from a checkpoint with what its sampler knew or from the start."""
+        if self.hard is not None and resume_from_checkpoint is not None:
+            self.hard.load_state_dict(load_file(Path(resume_from_checkpoint) / SAMPLER_FILE))
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _save_rng_state(self, output_dir):
+        # Called before the checkpoint is sealed.
+        super()._save_rng_state(output_dir)
+        if self.hard is not None and self.args.should_save:
+            save_file(self.hard.state_dict(), Path(output_dir) / SAMPLER_FILE)
 
 
 # ---------------------------------------------------------------------------------------- scoring
@@ -348,7 +400,7 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
     model.to(memory_format=torch.channels_last)
 
     # 4. Fit
-    trainer = make_trainer(model, args, pictures)
+    trainer = PictureTrainer(model, args, pictures, picture_args.skip_easy)
     if not args.evaluate_only:
         print(f"{model.num_parameters(only_trainable=True):,} parameters to train")
         trainer.train(checkpoint)
