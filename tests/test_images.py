@@ -23,6 +23,7 @@ from groundup.data_scripts import images as module
 from groundup.data_scripts.images import (
     Augment,
     EpochSampler,
+    HardSampler,
     ImageBatches,
     coin,
     crop_images,
@@ -532,6 +533,32 @@ def test_wrong_options(options, complaint):
 
 
 # Batches
+
+
+def test_an_epoch_leaves_out_the_rows_of_smallest_loss():
+    dataset = ImageBatches(noise(20), np.arange(20), Augment(**BYTES))
+    sampler = HardSampler(dataset, seed=1, skipped=0.25)
+    everything, before = set(range(20)), None
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        pairs = list(sampler)
+        rows = [row for _, row in pairs]
+        assert {e for e, _ in pairs} == {epoch} and len(set(rows)) == len(rows) == len(
+            sampler
+        ) == 15
+        if before is not None:  # row i has the loss i: of those that were there, 5 are left out
+            assert everything - set(rows) == set(sorted(before)[:5])
+        assert rows != sorted(rows)
+        before = rows
+        sampler.record(np.array(rows[:10], dtype=np.float32))
+        resumed = HardSampler(dataset, seed=1, skipped=0.25)
+        state = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
+        resumed.load_state_dict(state)
+        assert list(resumed) == pairs  # within an epoch, the same order again
+        for one in (sampler, resumed):  # two processes have filled up their last batch
+            one.record(np.array([*rows[10:], 99, 99], dtype=np.float32))
+        dataset.set_epoch(epoch + 1)
+        assert list(resumed) == list(sampler)
 
 
 def test_batches_of_a_loader():

@@ -31,7 +31,7 @@ TINY = [
     "--disable_tqdm=true",
 ]
 SCRIPTS = {
-    "cnn": (cnn, ["--hidden_sizes", "26", "32"]),
+    "cnn": (cnn, ["--hidden_sizes", "26", "32", "--skip_easy=0.3"]),
     "resnet": (resnet, ["--hidden_sizes", "8", "16", "--depths", "1", "1", "--embedding_size=8"]),
 }
 
@@ -116,6 +116,27 @@ def test_a_stopped_run_ends_with_the_same_bits(finished, flags, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == (
         folder / "model.safetensors"
     ).read_bytes()
+
+
+def test_the_losses_that_choose_pictures_are_the_pictures_own(flags, tmp_path):
+    """What the sampler was told last is what a loss per picture says."""
+    told = []
+
+    class Watched(pictures.PictureTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            loss = super().compute_loss(model, inputs, return_outputs, **kwargs)
+            rows = self.hard.order[self.hard.position - len(inputs["labels"]) : self.hard.position]
+            labels = self.train_dataset.labels[rows]
+            told.append((loss.item(), self.hard.losses[rows].mean(), labels, inputs["labels"]))
+            return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "PictureTrainer", Watched)
+        cnn.main(flags("cnn", tmp_path / "run", "--label_smoothing=0"))
+    assert len(told) == 30
+    for loss, mean, labels, expected in told:
+        assert mean == pytest.approx(loss, rel=1e-4)
+        assert (labels == expected.numpy()).all()
 
 
 def test_held_out_pictures_are_scored_and_the_test_pictures_left_alone(data_dir):
