@@ -91,6 +91,7 @@ def publish(folders: list[Path]) -> None:
         result["pretrained"] = again
         scored = json.dumps({**runs[0], "metrics": again}, indent=1) + "\n"
         (export / "metrics.json").write_text(scored, encoding="utf-8")
+        retitle(export / "README.md", folders[0].name, result["config"])
         mean = result["metrics"][score]["mean"]
         seeds = f"mean of {len(runs)} seeds: {mean:.4f}" if len(runs) > 1 else "one seed"
         add_to_card(
@@ -109,6 +110,12 @@ def publish(folders: list[Path]) -> None:
     text = json.dumps(result, indent=1) + "\n"
     (RESULTS / f"{result['config']}.json").write_text(text, encoding="utf-8")
     print(f"wrote {RESULTS / result['config']}.json and {model}")
+
+
+def retitle(card: Path, old: str, new: str) -> None:
+    """A card is called after the folder of its run (`gpt_0`): now after the config."""
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace(f"{old}: ", f"{new}: "), encoding="utf-8")
 
 
 def add_to_card(card: Path, lines: list[str]) -> None:
