@@ -15,6 +15,7 @@ from side_by_side import large_product, profile, take_turns, write
 
 from groundup.data_scripts.images import EpochSampler, whole_batch
 from groundup.train import cnn, pictures, recipe
+from groundup.train.muon import Muon
 
 
 def main() -> None:
@@ -36,11 +37,14 @@ def main() -> None:
     batches = itertools.cycle(loader)
     batch = next(batches)
 
+    optimizer = Muon(recipe.muon_groups(model, args))
+
     def step():
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**batch).loss
         loss.backward()
-        model.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     seconds = take_turns({"fetch": lambda: next(batches), "step": step})
     flops = 3 * forward_flops(model, batch["pixel_values"])  # the backward pass is two more
@@ -50,7 +54,7 @@ def main() -> None:
         "share_of_waiting": seconds["fetch"] / sum(seconds.values()),
         "flops": flops / seconds["step"],
         "flops_of_large_bf16_product": large_product(),
-        "profile_of_forward_and_backward": profile(step),
+        "profile_of_a_step": profile(step),
     }
     print(json.dumps(content, indent=1))
     write("cnn", content)

@@ -27,6 +27,9 @@ VARIANTS = {
     "small pictures only": ["--small_epochs=2"],
     "half as wide": ["--hidden_sizes", "32", "128", "128"],
     "three convolutions a group": ["--depth=3"],
+    "a constant rate": ["--lr_scheduler_type=constant"],
+    "weight decay of the classifier, 0.1": ["--weight_decay=0.1"],
+    "a third of the pictures skipped as easy": ["--skip_easy=0.33", "--skip_easy_epochs=2"],
     "ReLU in place of GELU": ["--hidden_act=relu"],
     "AdamW in place of Muon, rate 0.002": ["--muon_learning_rate=0", "--learning_rate=0.002"],
 }
@@ -40,9 +43,14 @@ def main() -> None:
     rows = []
     for name, flags in VARIANTS.items():
         run = train(cnn.main, [*FIXED, *flags], args.updates)
-        score, seconds = run["metrics"][pictures.SCORE], run["train_seconds"]
         rows.append(
-            {"variant": name, "score": score, "updates": args.updates, "train_seconds": seconds}
+            {
+                "variant": name,
+                "score": run["metrics"][pictures.SCORE],
+                "six_views": run["metrics"][f"{pictures.SCORE}_six_views"],
+                "updates": args.updates,
+                "train_seconds": run["train_seconds"],
+            }
         )
         print(rows[-1])
     setting = f"{args.updates} updates each, on 45,000 pictures; scored on 5,000 others"

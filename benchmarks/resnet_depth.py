@@ -3,7 +3,8 @@
     python benchmarks/resnet_depth.py [--updates 400]
 
 Networks of 20 and of 56 layers, with and without shortcuts, else as configs/resnet.yaml: without
-them the deeper one is worse on the very pictures that it is trained on, so it is not overfitting.
+them the deeper one should be worse on the very pictures that it is trained on, which cannot be
+overfitting.
 Pictures of 16 x 16, a quarter of the work. Writes results/benchmarks/resnet_depth.json, and its
 figure for the card.
 """
@@ -20,11 +21,11 @@ from groundup.train import resnet
 DEPTHS = {20: 3, 56: 9}  # layers -> blocks a stage
 TITLE = "What shortcuts are for"
 TEXT = (
-    "The same network of 20 and of 56 layers, with shortcuts and without (`--shortcut none`), on "
-    "pictures of 16 x 16. Plain, the deeper one learns its own training pictures worse; with "
-    "shortcuts, better:"
+    "The same network of 20 and of 56 layers, with shortcuts and without (`--shortcut none`), {} "
+    "updates on pictures of 16 x 16. The loss on the pictures that it is trained on ends, plain, "
+    "at {:.2f} with 20 layers and at {:.2f} with 56; with shortcuts, at {:.2f} and {:.2f}."
 )
-SMALL = ["--small_size=16", "--small_epochs=1000", "--hold_out=5000"]
+SMALL = ["--small_size=16", "--small_epochs=1000"]
 
 
 def losses(blocks: int, shortcut: str, updates: int) -> list[dict]:
@@ -81,7 +82,10 @@ def main() -> None:
             rows.append({"layers": layers, "shortcut": shortcut, "curve": curve})
             print(layers, shortcut, curve[-1])
     plot(rows, FOLDER / "resnet_depth.png")
-    write("resnet_depth", {"title": TITLE, "text": TEXT, "rows": rows})
+    ends = {(row["shortcut"], row["layers"]): row["curve"][-1]["loss"] for row in rows}
+    order = [(shortcut, layers) for shortcut in ("none", "zero_pad") for layers in DEPTHS]
+    text = TEXT.format(args.updates, *(ends[one] for one in order))
+    write("resnet_depth", {"title": TITLE, "text": text, "rows": rows})
 
 
 if __name__ == "__main__":

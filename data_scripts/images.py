@@ -471,7 +471,9 @@ class ImageBatches(torch.utils.data.Dataset):
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """The rows of an `ImageBatches` in another order each epoch, and with each its epoch.
+    """The rows of a data set in another order each epoch, and with each its epoch.
+
+    For `ImageBatches`, and any other data set with `epoch`, `set_epoch` and (epoch, row) as index.
 
     Order and epoch depend on nothing but `seed` and what `set_epoch` was told last. The epoch lies
     with the data set, since Accelerate tells that one when a run of several processes is resumed
@@ -500,17 +502,20 @@ class HardSampler(EpochSampler):
     From what a network knows it learns little, in the same time (Jiang et al., "Accelerating deep
     learning by focusing on the biggest losers", 2019). Whoever trains tells the losses as they
     come, so that they cost nothing. What one epoch leaves out, the next one takes in: so no loss is
-    older than two epochs, and no row is forgotten.
+    older than two epochs, and no row is forgotten. In the last epochs, in which a network settles,
+    it is left to chance which rows they are: else it would settle on the hard ones at the cost of
+    the many others.
 
     Args:
         dataset: whose rows these are.
         seed: of the orders.
         skipped: share of the rows that an epoch leaves out, at most a half.
+        epochs: how many epochs go by the losses. All are equally long, as Trainer wants them.
     """
 
-    def __init__(self, dataset: ImageBatches, seed: int, skipped: float):
+    def __init__(self, dataset: ImageBatches, seed: int, skipped: float, epochs: int):
         super().__init__(dataset, seed)
-        self.num_skipped = int(skipped * len(dataset))
+        self.num_skipped, self.epochs = int(skipped * len(dataset)), epochs
         self.losses = np.full(len(dataset), np.inf, dtype=np.float32)  # inf: not in the last epoch
         self.order, self.order_epoch, self.position = None, -1, 0
 
@@ -520,8 +525,13 @@ class HardSampler(EpochSampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.dataset.epoch
         if epoch != self.order_epoch:  # else a run goes on inside this epoch
+            if self.order is not None:  # rows that the last epoch did not come to
+                self.losses[self.order[self.position :]] = np.inf
             order = np.array([row for _, row in super().__iter__()])
-            hardest = np.argsort(-self.losses[order], kind="stable")
+            losses = self.losses[order]
+            if epoch >= self.epochs:
+                losses = np.isinf(losses).astype(losses.dtype)
+            hardest = np.argsort(-losses, kind="stable")
             taken = np.sort(hardest[: len(self)])  # in the order in which they were
             self.losses[order[hardest[len(self) :]]] = np.inf
             self.order, self.order_epoch, self.position = order[taken], epoch, 0

@@ -148,9 +148,12 @@ def ablations(config: str) -> list[str]:
 def studies(config: str, figures: Path) -> list[str]:
     """A card's sections on what `benchmarks/` has drawn for it; copies the pictures there."""
     lines = []
+    configs = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     for path in sorted((RESULTS / "benchmarks").glob(f"{config}_*.json")):
         picture = path.with_suffix(".png")
-        if not picture.exists():
+        # What begins with `rnn_gru_` belongs to that config, and not to `rnn`.
+        whose = max((c for c in configs if path.stem.startswith(f"{c}_")), key=len)
+        if not picture.exists() or whose != config:
             continue
         study = json.loads(path.read_text(encoding="utf-8"))
         shutil.copy(picture, figures)

@@ -71,8 +71,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
 def activation(name: str) -> nn.Module:
     """The nonlinearity of this name. ReLU works in place, which saves a copy of each picture.
 
-    It always stands behind a normalisation or a sum, whose own backward does not need what they
-    gave.
+    It always stands behind a convolution, a normalisation or a sum, whose own backward does not
+    need what they gave.
     """
     return nn.ReLU(inplace=True) if name == "relu" else ACT2FN[name]
 

@@ -92,6 +92,15 @@ def config_from_torchvision(reference: nn.Module) -> ResNetConfig:
                 f"this ResNet has {name}={found}, which ours cannot do; only one with "
                 f"{name}={value} can be taken over"
             )
+    mean, head = reference.avgpool, reference.fc
+    if not isinstance(mean, nn.AdaptiveAvgPool2d) or mean.output_size not in (1, (1, 1)):
+        raise ValueError(
+            f"this ResNet ends with {type(mean).__name__}; ours ends with the mean over the grid"
+        )
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"this ResNet scores by a {type(head).__name__}; ours does by one linear layer"
+        )
     stages = [reference.layer1, reference.layer2, reference.layer3, reference.layer4]
     bottleneck = isinstance(stages[0][0], Bottleneck)
     last = "conv3" if bottleneck else "conv2"
@@ -109,10 +118,12 @@ def config_from_torchvision(reference: nn.Module) -> ResNetConfig:
 def _stem_of(reference: nn.Module) -> str:
     """Which of our stems a torchvision ResNet has."""
     conv, pool = reference.conv1, reference.maxpool
-    shape = (conv.kernel_size[0], conv.stride[0], conv.padding[0], type(pool))
-    if shape == (7, 2, 3, nn.MaxPool2d):
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    pools = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    pooled = [getattr(pool, name, None) for name in pools]
+    if shape == ((7, 7), (2, 2), (3, 3), (1, 1)) and pooled == [3, 2, 1, 1, False]:
         return "imagenet"
-    if shape == (3, 1, 1, nn.Identity):
+    if shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and isinstance(pool, nn.Identity):
         return "cifar"
     raise ValueError(
         f"this ResNet begins with {conv} and {pool}; ours begins with 7x7, stride 2 and "

@@ -295,7 +295,8 @@ def facts(classifier: Classifier, source: space.Source) -> str:
     )
     score = run.get("metrics", {}).get("accuracy")
     if isinstance(score, float):
-        line += f" · right on **{score:.1%}** of {run.get('data', {}).get('name', 'its data')}"
+        name = run.get("data", {}).get("name", "its data")
+        line += f" · right on **{score:.1%}** of the test pictures of {name}"
     return line
 
 

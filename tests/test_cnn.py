@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from groundup.models.cnn import CNNConfig, CNNForImageClassification, CNNModel
+from groundup.models.cnn import CNNConfig, CNNForImageClassification
 
 
 def make(**options) -> CNNForImageClassification:
@@ -77,6 +77,17 @@ def test_whitening_makes_windows_uncorrelated():
     assert not filters.requires_grad and model.whitening.bias.requires_grad
 
 
+def test_what_is_not_trained_is_not_trained_after_loading_either(tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path)
+    loaded = CNNForImageClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    trained = {name for name, _ in model.named_parameters()}
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trained
+    assert not [name for name in trained if name.endswith("whitening.weight")]
+    assert not [name for name in trained if "norms" in name and name.endswith("weight")]
+    assert torch.equal(loaded.cnn.whitening.weight, model.cnn.whitening.weight)
+
+
 def test_filters_begin_as_the_identity():
     model = make(hidden_sizes=[64, 32]).cnn
     for conv in (conv for group in model.groups for conv in group.convs):
@@ -95,6 +106,8 @@ def test_features_are_of_the_last_grid():
         32,
     )
     assert torch.equal(outputs.pooler_output, outputs.last_hidden_state.amax((2, 3)))
+    # After whitening and each group.
+    assert [states.shape[-1] for states in outputs.hidden_states] == [19, 9, 4]
     smallest = model.smallest_size()
     assert model(torch.zeros(1, 3, smallest, 40)).pooler_output.shape == (1, 32)
     with pytest.raises(ValueError, match=f"{smallest} is the least"):
@@ -118,6 +131,7 @@ def test_labels_may_be_probabilities():
         ({"hidden_act": "gelo"}, "'gelo' is unknown"),
         ({"batch_norm_momentum": 0.0}, r"must be in \(0, 1\]"),
         ({"initializer_range": 0.0}, "must be above 0"),
+        ({"logit_scale": 0.0}, "logit_scale is 0.0; it must be above 0"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(options, message):
@@ -125,6 +139,5 @@ def test_shapes_that_cannot_be_are_refused(options, message):
         CNNConfig(**options)
 
 
-def test_it_says_what_it_is():
-    assert isinstance(make().cnn, CNNModel)
+def test_sizes_are_a_list_in_the_saved_config():
     assert make().config.to_dict()["hidden_sizes"] == [26, 32]

@@ -1,12 +1,15 @@
 """Features of pictures: those of the classifier itself; the Fréchet distance by its closed form."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
-from groundup.train.features import PictureFeatures, frechet_distance
+from groundup.results import PRETRAINED
+from groundup.train.features import EXTRACTOR, PictureFeatures, frechet_distance
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,25 @@ def test_features_are_what_the_classifier_scores_by(folder):
         assert torch.allclose(scores, model(**inputs).logits, atol=1e-5)
     assert np.allclose(extract(images), features, atol=1e-5)  # in any batch
     assert PictureFeatures(folder).identity == extract.identity
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json"])
+def test_other_weights_or_another_mean_are_another_extractor(folder, tmp_path, name):
+    other = tmp_path / "cnn"
+    shutil.copytree(folder, other)
+    assert PictureFeatures(other).identity == PictureFeatures(folder).identity
+    if name == "model.safetensors":
+        model = CNNForImageClassification.from_pretrained(other)
+        model.classifier.weight.data += 1
+        model.save_pretrained(other)
+    else:
+        ViTImageProcessor.from_pretrained(other, image_mean=[0.5, 0.5, 0.3]).save_pretrained(other)
+    assert PictureFeatures(other).identity != PictureFeatures(folder).identity
+
+
+def test_the_extractor_of_this_project_is_the_one_that_distances_are_measured_with():
+    """Who publishes another `pretrained/cnn` measures all distances anew, and says so there."""
+    assert PictureFeatures(PRETRAINED / "cnn").identity == EXTRACTOR
 
 
 def test_wrong_pictures_are_refused(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Pictures: the CIFAR scripts, the cache, augmentation against plain loops, batches."""
 
 import io
+import itertools
 import os
 import re
 from collections import Counter
@@ -537,7 +538,7 @@ def test_wrong_options(options, complaint):
 
 def test_an_epoch_leaves_out_the_rows_of_smallest_loss():
     dataset = ImageBatches(noise(20), np.arange(20), Augment(**BYTES))
-    sampler = HardSampler(dataset, seed=1, skipped=0.25)
+    sampler = HardSampler(dataset, seed=1, skipped=0.25, epochs=9)
     everything, before = set(range(20)), None
     for epoch in range(4):
         sampler.set_epoch(epoch)
@@ -551,7 +552,7 @@ def test_an_epoch_leaves_out_the_rows_of_smallest_loss():
         assert rows != sorted(rows)
         before = rows
         sampler.record(np.array(rows[:10], dtype=np.float32))
-        resumed = HardSampler(dataset, seed=1, skipped=0.25)
+        resumed = HardSampler(dataset, seed=1, skipped=0.25, epochs=9)
         state = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
         resumed.load_state_dict(state)
         assert list(resumed) == pairs  # within an epoch, the same order again
@@ -559,6 +560,32 @@ def test_an_epoch_leaves_out_the_rows_of_smallest_loss():
             one.record(np.array([*rows[10:], 99, 99], dtype=np.float32))
         dataset.set_epoch(epoch + 1)
         assert list(resumed) == list(sampler)
+
+
+def test_rows_that_an_epoch_did_not_come_to_are_in_the_next_one():
+    """A loader that drops its last batch leaves some out, whatever their loss was before."""
+    dataset = ImageBatches(noise(20), np.arange(20), Augment(**BYTES))
+    sampler = HardSampler(dataset, seed=1, skipped=0.25, epochs=9)
+    list(sampler)
+    sampler.record(np.zeros(15, dtype=np.float32))
+    dataset.set_epoch(1)
+    second = [row for _, row in sampler]
+    sampler.record(np.ones(10, dtype=np.float32))
+    dataset.set_epoch(2)
+    assert set(second[10:]) <= {row for _, row in sampler}
+
+
+def test_in_the_last_epochs_chance_decides_what_is_left_out():
+    dataset = ImageBatches(noise(20), np.arange(20), Augment(**BYTES))
+    sampler = HardSampler(dataset, seed=1, skipped=0.25, epochs=1)
+    left_out = []
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        rows = [row for _, row in sampler]
+        left_out.append(set(range(20)) - set(rows))
+        sampler.record(np.array(rows, dtype=np.float32))  # row i has the loss i
+    assert left_out[1] != set(range(5)) and len(set.union(*left_out)) > 12
+    assert all(not a & b for a, b in itertools.pairwise(left_out))
 
 
 def test_batches_of_a_loader():

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
+from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 from groundup.train import muon
 from groundup.train.muon import Muon, orthogonalize
 from groundup.train.recipe import muon_groups
@@ -47,6 +49,40 @@ def test_orthogonalize_leaves_zero_at_zero():
 
 
 # ------------------------------------------------------------------------------------ optimising
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        CNNForImageClassification(CNNConfig(hidden_sizes=(16, 24), depth=1)),
+        ResNetForImageClassification(ResNetConfig(hidden_sizes=(8, 16), depths=(1, 1))),
+    ],
+    ids=["cnn", "resnet"],
+)
+def test_filters_keep_their_norm_and_a_classifier_has_weight_decay(model):
+    args = SimpleNamespace(
+        muon_learning_rate=0.1, muon_momentum=0.8, learning_rate=0.01, weight_decay=0.3
+    )
+    filters, heads, rest = muon_groups(model, args)  # no hidden matrix is left over
+    assert filters["keep_norm"] and filters["use_muon"] and filters["weight_decay"] == 0
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    trained = {id(m.weight) for m in convolutions if isinstance(m.weight, torch.nn.Parameter)}
+    assert {id(p) for p in filters["params"]} == trained
+    assert heads["params"] == [model.classifier.weight] and heads["weight_decay"] == 0.3
+    assert all(p.ndim == 1 for p in rest["params"]) and rest["weight_decay"] == 0
+    Muon([filters, heads, rest]).step()  # without gradients, nothing happens
+
+
+def test_of_filters_with_a_norm_behind_only_the_direction_counts():
+    """A step from weights that are seven times as large ends at the same weights."""
+    ends = []
+    for size in (1, 7):
+        p = torch.nn.Parameter(size * matrices(8, 4, 3, 3))
+        group = {"params": [p], "use_muon": True, "keep_norm": True, "lr": 0.1, "weight_decay": 0.0}
+        steps_of(Muon([group]), [p], 3)
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[0], ends[1])
+    assert 0.7 < ends[0].norm() / 8**0.5 < 1.3
 
 
 def steps_of(optimizer, parameters, count: int, seed: int = 0) -> None:

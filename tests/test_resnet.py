@@ -169,6 +169,24 @@ def other_stem():
     return model
 
 
+def other_pool():
+    model = torchvision.models.resnet18()
+    model.maxpool = nn.MaxPool2d(2)  # the same shapes, and other answers
+    return model
+
+
+def other_mean():
+    model = torchvision.models.resnet18()
+    model.avgpool = nn.AdaptiveMaxPool2d(1)
+    return model
+
+
+def head_with_dropout():
+    model = torchvision.models.resnet18()
+    model.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 10))
+    return model
+
+
 def longer_head():
     model = torchvision.models.resnet18()
     model.fc.extra = nn.Linear(2, 2)
@@ -193,6 +211,9 @@ def with_gelu():
         ),
         (lambda: torchvision.models.alexnet(), "AlexNet"),
         (other_stem, "AvgPool2d"),
+        (other_pool, "kernel_size=2"),
+        (other_mean, "AdaptiveMaxPool2d"),
+        (head_with_dropout, "one linear layer"),
         (longer_head, r"fc\.extra\.weight"),
         (with_gelu, "hidden_act='gelu'"),
     ],

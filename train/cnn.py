@@ -18,9 +18,9 @@ ModelArguments = recipe.model_arguments(CNNConfig)
 
 def new_model(model_args, data: pictures.Pictures) -> CNNForImageClassification:
     """A model with random weights, but for the first layer, which is computed from pictures."""
-    names = dict(enumerate(data.names))
-    model = CNNForImageClassification(CNNConfig(**asdict(model_args), id2label=names))
-    some = data.train.rows[:WHITENING_PICTURES]
+    model = CNNForImageClassification(CNNConfig(**asdict(model_args), **data.labels()))
+    rows = data.train.rows  # at equal distances, since they may be sorted by class
+    some = rows[:: max(1, len(rows) // WHITENING_PICTURES)][:WHITENING_PICTURES]
     plain = data.scored.augment(data.train.images[some], data.train.labels[some], some)
     model.cnn.init_whitening(plain["pixel_values"])
     return model

@@ -71,12 +71,18 @@ class PictureArguments:
             "when they were seen last. None is left out twice in a row."
         },
     )
+    skip_easy_epochs: int = field(
+        default=0,
+        metadata={"help": "For how many epochs these are the easy ones; after that, any."},
+    )
 
     def __post_init__(self):
         if self.dataset not in LOADERS:
             raise ValueError(f"--dataset {self.dataset} is unknown: give {' or '.join(LOADERS)}")
         if not 0 <= self.skip_easy <= 0.5:
             raise ValueError(f"--skip_easy is {self.skip_easy}; give a share from 0 to 0.5")
+        if bool(self.skip_easy) != (self.skip_easy_epochs > 0):
+            raise ValueError("--skip_easy and --skip_easy_epochs go together: give both or neither")
         if self.skip_easy and self.mixup_alpha:
             raise ValueError("--skip_easy needs each picture's own loss: leave out --mixup_alpha")
 
@@ -101,6 +107,11 @@ class Pictures:
     description: dict[str, str]
     split: str
 
+    def labels(self) -> dict[str, dict]:
+        """The classes as a config has them."""
+        id2label = dict(enumerate(self.names))
+        return {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+
     def __str__(self):
         return (
             f"{self.description['source']}: {len(self.train):,} pictures to train on, "
@@ -108,12 +119,33 @@ class Pictures:
         )
 
 
-def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
-    """The data set that is asked for, decoded and split."""
+def load_pictures(
+    arguments: PictureArguments, seed: int, processor: ViTImageProcessor | None = None
+) -> Pictures:
+    """The data set that is asked for, decoded and split.
+
+    Args:
+        processor: of a trained model, which says how it wants its pictures; made from the training
+            pictures where None.
+    """
     dataset = LOADERS[arguments.dataset](arguments.data_dir)
     names = dataset["train"].features["label"].names
     images, labels = image_arrays(dataset["train"])
-    mean, std = mean_std(images)
+    height, width = images.shape[2:]
+    if processor is None:
+        mean, std = mean_std(images)
+        processor = ViTImageProcessor(
+            size={"height": height, "width": width},
+            image_mean=mean.tolist(),
+            image_std=std.tolist(),
+            do_convert_rgb=True,
+        )
+    mean, std = processor.image_mean, processor.image_std
+    if arguments.cutout_size >= min(height, width):
+        raise ValueError(
+            f"--cutout_size {arguments.cutout_size} blanks out pictures of {width} x {height} "
+            f"whole: give less"
+        )
     augment = Augment(
         mean,
         std,
@@ -136,13 +168,6 @@ def load_pictures(arguments: PictureArguments, seed: int) -> Pictures:
     else:
         train = ImageBatches(images, labels, augment)
         scored = ImageBatches(*image_arrays(dataset["test"]), plain)
-    height, width = images.shape[2:]
-    processor = ViTImageProcessor(
-        size={"height": height, "width": width},
-        image_mean=mean.tolist(),
-        image_std=std.tolist(),
-        do_convert_rgb=True,
-    )
     split = f"{arguments.hold_out} training pictures" if arguments.hold_out else "test"
     return Pictures(train, scored, names, processor, describe(dataset), split)
 
@@ -153,14 +178,16 @@ class PictureTrainer(recipe.RunTrainer):
     Args:
         model, args: as for Trainer.
         pictures: to train and to score on.
-        skip_easy: share of the pictures that an epoch leaves out, see `HardSampler`; what that
-            knows is part of a checkpoint.
+        skip_easy, skip_easy_epochs: share of the pictures that an epoch leaves out, and how many
+            epochs do, see `HardSampler`; what that knows is part of a checkpoint.
 
     Raises:
         ValueError: the model has other classes than the data, or labels would be smoothed twice.
     """
 
-    def __init__(self, model, args, pictures: Pictures, skip_easy: float = 0.0):
+    def __init__(
+        self, model, args, pictures: Pictures, skip_easy: float = 0.0, skip_easy_epochs: int = 0
+    ):
         if list(model.config.id2label.values()) != pictures.names:
             raise ValueError(
                 f"the model tells {model.config.num_labels} classes apart that are not those of "
@@ -183,7 +210,9 @@ class PictureTrainer(recipe.RunTrainer):
             ),
         )
         seed = args.seed if args.data_seed is None else args.data_seed
-        self.hard = HardSampler(pictures.train, seed, skip_easy) if skip_easy else None
+        self.hard = None
+        if skip_easy:
+            self.hard = HardSampler(pictures.train, seed, skip_easy, skip_easy_epochs)
 
     def _get_train_sampler(self, train_dataset=None):
         return self.hard or super()._get_train_sampler(train_dataset)
@@ -216,7 +245,7 @@ class PictureTrainer(recipe.RunTrainer):
 
 
 def six_views(pixel_values: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
-    """A picture, and the same shifted by a pixel along each diagonal, each also mirrored.
+    """A picture, and the same shifted by a pixel to both ends of a diagonal, each also mirrored.
 
     Args:
         pixel_values: (batch, channels, height, width).
@@ -233,7 +262,7 @@ def six_views(pixel_values: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
 
 
 @torch.no_grad()
-def class_scores(model, batches: ImageBatches, batch_size: int = 500):
+def class_scores(model, batches: ImageBatches, batch_size: int):
     """The model's scores of each picture, their mean over `six_views`, and the true classes.
 
     Returns:
@@ -253,10 +282,12 @@ def class_scores(model, batches: ImageBatches, batch_size: int = 500):
     return tuple(torch.cat(parts).numpy() for parts in (plain, averaged, labels))
 
 
-def score(model, pictures: Pictures) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def score(
+    model, pictures: Pictures, batch_size: int
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Accuracy, plain and over six views; and the plain scores and true classes."""
     metric = Accuracy()
-    plain, averaged, labels = class_scores(model, pictures.scored)
+    plain, averaged, labels = class_scores(model, pictures.scored, batch_size)
     metrics = metric.compute(predictions=plain.argmax(-1), references=labels)
     of_views = metric.compute(predictions=averaged.argmax(-1), references=labels)
     return metrics | {f"{SCORE}_six_views": of_views[SCORE]}, plain, labels
@@ -267,22 +298,31 @@ def score(model, pictures: Pictures) -> tuple[dict[str, float], np.ndarray, np.n
 
 def plot_confusion(path: Path, logits: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
     """How often each class is taken for each other, in percent of the true class."""
+    import matplotlib
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
-    ConfusionMatrixDisplay.from_predictions(
+    few = len(names) <= 20
+    side = 7 if few else 0.16 * len(names)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    display = ConfusionMatrixDisplay.from_predictions(
         labels,
         logits.argmax(-1),
         labels=range(len(names)),
         normalize="true",
         display_labels=names,
-        include_values=len(names) <= 20,
+        include_values=few,
         values_format=".0%",
         xticks_rotation="vertical",
-        cmap="Blues",
+        # Mistakes are rare: a scale on which they show beside what is right.
+        im_kw={"cmap": "Blues", "norm": matplotlib.colors.PowerNorm(0.4, 0, 1)},
         colorbar=False,
         ax=axes,
     )
+    for text in display.text_.flat if few else ():
+        if text.get_text() == "0%":
+            text.set_text("")
+    axes.set(xlabel="taken for", ylabel="is")
+    axes.tick_params(labelsize=10 if few else 6)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -303,25 +343,41 @@ def plot_mistakes(
     for axes, i in zip(grid.flat, worst, strict=False):  # there may be fewer mistakes
         axes.imshow(batches.images[batches.rows[i]].transpose(1, 2, 0), interpolation="nearest")
         axes.set_title(
-            f"{names[guess[i]]} {sure[i]:.0%}\nis {names[labels[i]]}", fontsize=9, loc="left"
+            f"{names[guess[i]]} {min(sure[i], 0.999):.1%}\nis {names[labels[i]]}",
+            fontsize=9,
+            loc="left",
         )
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def write_report(
-    output_dir: Path, run: dict, model, pictures: Pictures, about: str, log: list, logits, labels
+    output_dir: Path,
+    run: dict,
+    model,
+    pictures: Pictures,
+    about: str,
+    log: list,
+    full_size_from: int,
+    logits,
+    labels,
 ) -> None:
     """The model folder: weights, code, processor, figures, card, and last metrics.json.
 
     Args:
         about: what the network is, for the card.
         log: Trainer's.
+        full_size_from: the update from which on pictures were not made smaller; 0 from the first.
         logits, labels: of the pictures that were scored, as `score` gives them.
     """
     report.save_model(model, pictures.processor, output_dir)
     figures = output_dir / "figures"
-    report.plot_loss(log, figures / "loss.png", {"loss": "training", "eval_loss": pictures.split})
+    report.plot_loss(
+        log,
+        figures / "loss.png",
+        {"loss": "training", "eval_loss": pictures.split},
+        marks={full_size_from: "pictures of full size from here"} if full_size_from else None,
+    )
     plot_confusion(figures / "confusion.png", logits, labels, pictures.names)
     plot_mistakes(figures / "mistakes.png", pictures.scored, logits, labels, pictures.names)
     name = run["data"]["name"]
@@ -336,6 +392,7 @@ def write_report(
             SCORE: f"Accuracy on {name}, {pictures.split}",
             f"{SCORE}_six_views": "the same, scores averaged over six views",
         },
+        scored_on={f"{SCORE}_six_views": {"metric_type": SCORE}},
         usage=USAGE,
         license="apache-2.0",
         datasets=[f"uoft-cs/{name}"],
@@ -344,13 +401,16 @@ def write_report(
             "": f"{about} It tells {len(pictures.names)} classes apart: "
             f"{', '.join(pictures.names)}.",
             "Training": "![loss](figures/loss.png)\n\nThe training loss is that of augmented "
-            "pictures with smoothed labels, where the config has them.",
+            "pictures with smoothed labels, where the config has them, and without the pictures "
+            "that were skipped as easy. The six views of a picture are itself, and itself shifted "
+            "by a pixel up and left and by one down and right, each also mirrored.",
             "Errors": "Each row is a true class, each column what it was taken for:\n\n"
             "![confusion](figures/confusion.png)\n\nThe mistakes that the model was surest of:\n\n"
             "![mistakes](figures/mistakes.png)",
             "What it is not good for": "It has seen photographs of 32 x 32 pixels and these "
-            "classes only: any picture is made that small, and called one of them. Its "
-            "probabilities are not calibrated. The data was scraped from the web in 2008 and has "
+            "classes only: the pipeline squeezes any picture, whatever its shape, into that, and "
+            "calls it one of them. (The Space cuts the middle square out first.) Its probabilities "
+            "are not calibrated. The data was scraped from the web in 2008 and has "
             "that time's blind spots; its makers offer it for research.",
         },
     )
@@ -382,7 +442,10 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
     set_seed(args.seed)
 
     # 2. Data
-    pictures = load_pictures(picture_args, args.seed)
+    processor = None
+    if args.evaluate_only:
+        processor = ViTImageProcessor.from_pretrained(output_dir)
+    pictures = load_pictures(picture_args, args.seed, processor)
     checkpoint = None
     if args.evaluate_only:
         recipe.note_other_data(args, pictures.description)
@@ -400,7 +463,8 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
     model.to(memory_format=torch.channels_last)
 
     # 4. Fit
-    trainer = PictureTrainer(model, args, pictures, picture_args.skip_easy)
+    skips = (picture_args.skip_easy, picture_args.skip_easy_epochs)
+    trainer = PictureTrainer(model, args, pictures, *skips)
     if not args.evaluate_only:
         print(f"{model.num_parameters(only_trainable=True):,} parameters to train")
         trainer.train(checkpoint)
@@ -408,13 +472,14 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
 
     # 5. Report
     with trainer.autocast_smart_context_manager():
-        metrics, logits, labels = score(model, pictures)
+        metrics, logits, labels = score(model, pictures, args.per_device_eval_batch_size)
     seconds = trainer.stopwatch.seconds
     result = report.run_metrics(row, config_name, args, metrics, pictures.description, seconds)
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
             about, log = describe_model(model), trainer.state.log_history
-            write_report(output_dir, result, model, pictures, about, log, logits, labels)
+            full_size = picture_args.small_epochs * len(trainer.get_train_dataloader())
+            write_report(output_dir, result, model, pictures, about, log, full_size, logits, labels)
         print(f"accuracy: {metrics[SCORE]:.4f} on {pictures.split}")
         if args.publish:
             publish(args)

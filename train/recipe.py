@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from groundup.data_scripts.images import EpochSampler, ImageBatches
+from groundup.data_scripts.images import EpochSampler
 from groundup.train.muon import Muon
 from groundup.train.publishing import publish
 
@@ -101,7 +101,8 @@ SHOWN = {
     "learning_rate": "The highest rate, after warm-up.",
     "lr_scheduler_type": "Shape of the rate after warm-up: cosine, linear, constant, ...",
     "warmup_steps": "Updates (or, below 1, the share of them) until the rate is at its highest.",
-    "weight_decay": "Decoupled weight decay; not for norms, biases (Muon: hidden matrices only).",
+    "weight_decay": "Decoupled weight decay; not for norms, biases (Muon: hidden matrices, a "
+    "classifier).",
     "max_grad_norm": "Longer gradients are clipped to this.",
     "per_device_train_batch_size": "Examples per process and step.",
     "gradient_accumulation_steps": "Steps that share one update.",
@@ -728,9 +729,9 @@ class RunTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None):
-        """Of pictures, an order that tells the epoch, which their augmentation goes by."""
+        """Of data whose draws go by the epoch, as those of pictures do, an order that tells it."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, ImageBatches):
+        if hasattr(dataset, "set_epoch"):
             data_seed = self.args.data_seed
             return EpochSampler(dataset, self.args.seed if data_seed is None else data_seed)
         return super()._get_train_sampler(train_dataset)
@@ -778,26 +779,33 @@ class RunTrainer(Trainer):
 def muon_groups(model, args) -> list[dict]:
     """Hidden matrices and filters for Muon; embeddings, heads, norms and biases for AdamW.
 
-    A head is what gives the scores: the output embeddings, or a module called `classifier`.
-    Filters of modules with `norm_follows` keep their size (see `Muon`).
+    A head is what gives the scores: the output embeddings, or a module called `classifier`, which
+    alone of these has weight decay. Filters of modules with `norm_follows` keep their size (see
+    `Muon`), and need none.
     """
     apart = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
     apart += [model.get_output_embeddings(), getattr(model, "classifier", None)]
     apart = {id(p) for module in apart if module is not None for p in module.parameters()}
     normed = {id(m.weight) for m in model.modules() if getattr(m, "norm_follows", False)}
-    hidden, filters, rest = [], [], []
+    classifier = getattr(model, "classifier", None)
+    decayed = {id(p) for p in classifier.parameters() if p.ndim > 1} if classifier else set()
+    hidden, filters, heads, rest = [], [], [], []
     for p in model.parameters():
         if not p.requires_grad:
             continue
-        if p.ndim < 2 or id(p) in apart:
+        if id(p) in decayed:
+            heads.append(p)
+        elif p.ndim < 2 or id(p) in apart:
             rest.append(p)
         else:
             (filters if id(p) in normed else hidden).append(p)
     muon = {"use_muon": True, "lr": args.muon_learning_rate, "momentum": args.muon_momentum}
+    adamw = {"use_muon": False, "lr": args.learning_rate}
     groups = [
         {"params": hidden, **muon, "weight_decay": args.weight_decay},
         {"params": filters, **muon, "weight_decay": 0.0, "keep_norm": True},
-        {"params": rest, "use_muon": False, "lr": args.learning_rate, "weight_decay": 0.0},
+        {"params": heads, **adamw, "weight_decay": args.weight_decay},
+        {"params": rest, **adamw, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -96,8 +96,20 @@ def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, s
     }
 
 
-def plot_loss(history: list[dict], path: Path, lines: dict[str, str]) -> None:
-    """Losses over the updates: key in Trainer's log -> what it is called."""
+def plot_loss(
+    history: list[dict],
+    path: Path,
+    lines: dict[str, str],
+    xlabel: str = "updates",
+    marks: dict[int, str] | None = None,
+) -> None:
+    """Losses over the updates.
+
+    Args:
+        lines: key in Trainer's log -> what it is called.
+        xlabel: what the log's steps are.
+        marks: step -> what happens there; a line across.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,7 +121,9 @@ def plot_loss(history: list[dict], path: Path, lines: dict[str, str]) -> None:
         if points:
             marker = "o-" if key.startswith("eval_") else "-"
             axes.plot(*zip(*points, strict=True), marker, label=label, markersize=4)
-    axes.set(xlabel="updates", ylabel="loss")
+    for step, label in (marks or {}).items():
+        axes.axvline(step, color="gray", linestyle=":", label=label)
+    axes.set(xlabel=xlabel, ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(exist_ok=True)
@@ -147,6 +161,7 @@ def write_card(
     split: str = "validation",
     base_model: str | None = None,
     datasets: list[str] | None = None,
+    scored_on: dict[str, dict[str, str]] | None = None,
 ) -> None:
     """The model card: README.md with the front matter that the Hub reads.
 
@@ -158,17 +173,22 @@ def write_card(
         language, license: of the model; left out where the data does not tell.
         split: of the data, which was scored.
         base_model, datasets: names on the Hub, where there are any.
+        scored_on: name of a score -> what `EvalResult` is to have other than the run's own data,
+            split and the score's name, such as {"dataset_name": "WordSim-353"}.
     """
     results = [
         EvalResult(
-            task_type=pipeline_tag,
-            task_name=task_name,
-            dataset_type=run["data"]["name"],
-            dataset_name=run["data"]["name"],
-            dataset_split=split,
-            metric_type=name,
-            metric_name=label,
-            metric_value=round(run["metrics"][name], 4),
+            **{
+                "task_type": pipeline_tag,
+                "task_name": task_name,
+                "dataset_type": (datasets or [run["data"]["name"]])[0],
+                "dataset_name": run["data"]["name"],
+                "dataset_split": split,
+                "metric_type": name,
+                "metric_name": label,
+                "metric_value": round(run["metrics"][name], 4),
+                **(scored_on or {}).get(name, {}),
+            }
         )
         for name, label in scores.items()
     ]

@@ -1,7 +1,7 @@
 """Trains a ResNet that classifies pictures.
 
     accelerate launch -q train/resnet.py                               # ResNet-20 on CIFAR-10
-    accelerate launch -q train/resnet.py --depths 9 9 9 --output_dir runs/resnet_56
+    accelerate launch -q train/resnet.py --config configs/resnet_56.yaml   # for a GPU
     accelerate launch -q train/resnet.py --shortcut none --output_dir runs/plain   # no shortcuts
     accelerate launch -q train/resnet.py --evaluate_only               # score runs/resnet
 
@@ -18,8 +18,7 @@ ModelArguments = recipe.model_arguments(ResNetConfig)
 
 def new_model(model_args, data: pictures.Pictures) -> ResNetForImageClassification:
     """A model with random weights."""
-    names = dict(enumerate(data.names))
-    return ResNetForImageClassification(ResNetConfig(**asdict(model_args), id2label=names))
+    return ResNetForImageClassification(ResNetConfig(**asdict(model_args), **data.labels()))
 
 
 def describe_model(model) -> str:
