@@ -310,8 +310,8 @@ class Augment:
         mean: of each channel, with 1 for the brightest value.
         std: likewise.
         flip: "none"; "random", each picture mirrored in half of its epochs; or "alternating", each
-            in every second epoch, at random from the first or the second one on (Jordan, "94% on
-            CIFAR-10 in 3.29 seconds", 2024): two epochs show both sides of every picture.
+            every second time that it is shown, at random from the first or the second time on
+            (Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024): twice shows both sides of a picture.
         crop_padding: shift by up to so many pixels each way; 0 does not.
         cutout_size: side of the square that is blanked out, in pixels; 0 does not.
         mixup_alpha: mix pairs of pictures with shares from Beta(alpha, alpha), one per batch; 0
@@ -363,7 +363,12 @@ class Augment:
                 raise ValueError(f"{name} needs num_classes, for labels that are probabilities")
 
     def __call__(
-        self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, epoch: int = 0
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        epoch: int = 0,
+        turns: np.ndarray | None = None,
     ) -> dict[str, torch.Tensor]:
         """A batch for a model.
 
@@ -373,6 +378,7 @@ class Augment:
             rows: (b,), where the pictures stand in the data set: with the epoch, they decide what
                 is drawn.
             epoch: from 0.
+            turns: (b,), how often each picture was shown before; `epoch` times where None.
 
         Returns:
             `pixel_values`, (b, channels, height, width), float32, and `labels`, (b,), int64, or
@@ -385,7 +391,8 @@ class Augment:
         if self.flip == "random":
             images = flip_images(images, draw.random(b) < 0.5)
         elif self.flip == "alternating":
-            images = flip_images(images, (coin(self.seed, rows) + epoch) % 2 == 1)
+            turns = epoch if turns is None else turns
+            images = flip_images(images, (coin(self.seed, rows) + turns) % 2 == 1)
         if self.crop_padding:
             top, left = draw.integers(0, 2 * self.crop_padding + 1, (2, b))
             images = crop_images(images, top, left, self.crop_padding)
@@ -422,7 +429,8 @@ class ImageBatches(torch.utils.data.Dataset):
     `whole_batch` (its `collate_fn`, or Trainer's `data_collator`) takes out. (A list, since Trainer
     looks through the items before the collator does.)
 
-    An index is a row, or a pair (epoch, row), as `EpochSampler` gives it; of epoch 0 else.
+    An index is a row, of epoch 0; a pair (epoch, row), as `EpochSampler` gives it; or (epoch, row,
+    turns), as `HardSampler` does.
 
     Args:
         images: (n, channels, height, width), uint8; may be memory-mapped.
@@ -462,12 +470,12 @@ class ImageBatches(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: Sequence) -> list[dict[str, torch.Tensor]]:
         """`[{"pixel_values": (b, ...), "labels": (b, ...)}]`: the one batch of these indices."""
-        pairs = np.asarray(indices, dtype=np.int64)  # (b,), or (b, 2) with epochs
-        epoch, positions = (int(pairs[0, 0]), pairs[:, 1]) if pairs.ndim == 2 else (0, pairs)
+        columns = np.atleast_2d(np.asarray(indices, dtype=np.int64).T)  # (1, 2 or 3, b)
+        epochs, positions, *turns = columns if len(columns) > 1 else ([0], *columns)
         if positions.min() < 0 or positions.max() >= len(self):
             raise IndexError(f"an index must be from 0 to {len(self) - 1}: {indices}")
         rows = self.rows[positions]
-        return [self.augment(self.images[rows], self.labels[rows], rows, epoch)]
+        return [self.augment(self.images[rows], self.labels[rows], rows, int(epochs[0]), *turns)]
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -504,7 +512,8 @@ class HardSampler(EpochSampler):
     come, so that they cost nothing. What one epoch leaves out, the next one takes in: so no loss is
     older than two epochs, and no row is forgotten. In the last epochs, in which a network settles,
     it is left to chance which rows they are: else it would settle on the hard ones at the cost of
-    the many others.
+    the many others. With each row it gives how often that was taken before: by epochs, easy
+    pictures, of which every second one leaves out, would always be mirrored or never.
 
     Args:
         dataset: whose rows these are.
@@ -517,12 +526,13 @@ class HardSampler(EpochSampler):
         super().__init__(dataset, seed)
         self.num_skipped, self.epochs = int(skipped * len(dataset)), epochs
         self.losses = np.full(len(dataset), np.inf, dtype=np.float32)  # inf: not in the last epoch
+        self.turns = np.zeros(len(dataset), dtype=np.int64)  # epochs that took a row, with this one
         self.order, self.order_epoch, self.position = None, -1, 0
 
     def __len__(self) -> int:
         return len(self.dataset) - self.num_skipped
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         epoch = self.dataset.epoch
         if epoch != self.order_epoch:  # else a run goes on inside this epoch
             if self.order is not None:  # rows that the last epoch did not come to
@@ -535,7 +545,9 @@ class HardSampler(EpochSampler):
             taken = np.sort(hardest[: len(self)])  # in the order in which they were
             self.losses[order[hardest[len(self) :]]] = np.inf
             self.order, self.order_epoch, self.position = order[taken], epoch, 0
-        return ((epoch, row) for row in self.order.tolist())
+            self.turns[self.order] += 1
+        before = self.turns[self.order] - 1
+        return ((epoch, row, turns) for row, turns in zip(self.order, before, strict=True))
 
     def record(self, losses: np.ndarray) -> None:
         """Takes the losses of the next rows of this epoch."""
@@ -546,12 +558,14 @@ class HardSampler(EpochSampler):
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a run needs to go on."""
         place = torch.tensor([self.order_epoch, self.position])
-        order = torch.from_numpy(self.order)
-        return {"losses": torch.from_numpy(self.losses), "order": order, "place": place}
+        arrays = {"losses": self.losses, "turns": self.turns, "order": self.order}
+        return {"place": place, **{name: torch.from_numpy(x) for name, x in arrays.items()}}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Goes on where another sampler was when it gave `state`."""
-        self.losses, self.order = state["losses"].numpy(), state["order"].numpy()
+        self.losses, self.turns, self.order = (
+            state[name].numpy() for name in ("losses", "turns", "order")
+        )
         self.order_epoch, self.position = state["place"].tolist()
 
 

@@ -543,8 +543,8 @@ def test_an_epoch_leaves_out_the_rows_of_smallest_loss():
     for epoch in range(4):
         sampler.set_epoch(epoch)
         pairs = list(sampler)
-        rows = [row for _, row in pairs]
-        assert {e for e, _ in pairs} == {epoch} and len(set(rows)) == len(rows) == len(
+        rows = [row for _, row, _ in pairs]
+        assert {e for e, _, _ in pairs} == {epoch} and len(set(rows)) == len(rows) == len(
             sampler
         ) == 15
         if before is not None:  # row i has the loss i: of those that were there, 5 are left out
@@ -569,10 +569,27 @@ def test_rows_that_an_epoch_did_not_come_to_are_in_the_next_one():
     list(sampler)
     sampler.record(np.zeros(15, dtype=np.float32))
     dataset.set_epoch(1)
-    second = [row for _, row in sampler]
+    second = [row for _, row, _ in sampler]
     sampler.record(np.ones(10, dtype=np.float32))
     dataset.set_epoch(2)
-    assert set(second[10:]) <= {row for _, row in sampler}
+    assert set(second[10:]) <= {row for _, row, _ in sampler}
+
+
+def test_a_picture_that_is_skipped_every_second_time_is_still_mirrored_every_second_time():
+    images = noise(20, 4, 4)
+    dataset = ImageBatches(images, np.arange(20), Augment(**BYTES, flip="alternating", seed=3))
+    sampler = HardSampler(dataset, seed=1, skipped=0.25, epochs=9)
+    seen = {row: [] for row in range(20)}
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        indices = list(sampler)
+        (batch,) = dataset.__getitems__(indices)
+        for row, pixels in zip(batch["labels"].tolist(), batch["pixel_values"], strict=True):
+            seen[row].append(bool((pixels.numpy().round() == images[row]).all()))
+        sampler.record(np.array([row for _, row, _ in indices], dtype=np.float32))
+    assert min(len(times) for times in seen.values()) == 4  # the easiest: every second epoch
+    for times in seen.values():
+        assert all(a != b for a, b in itertools.pairwise(times))
 
 
 def test_in_the_last_epochs_chance_decides_what_is_left_out():
@@ -581,7 +598,7 @@ def test_in_the_last_epochs_chance_decides_what_is_left_out():
     left_out = []
     for epoch in range(5):
         dataset.set_epoch(epoch)
-        rows = [row for _, row in sampler]
+        rows = [row for _, row, _ in sampler]
         left_out.append(set(range(20)) - set(rows))
         sampler.record(np.array(rows, dtype=np.float32))  # row i has the loss i
     assert left_out[1] != set(range(5)) and len(set.union(*left_out)) > 12
