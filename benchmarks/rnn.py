@@ -4,15 +4,17 @@
 
 Models with the same weights, embedding, dropout and output layer in one run on one machine, taking
 turns so that a slow minute hits both. Adds a run to results/benchmarks/rnn.json: only what is
-measured in one run can be compared. The three cells are read from results/ (their published runs),
-and the gradients from pretrained/: rnn_gradients.png beside the JSON.
+measured in one run can be compared. The three cells are read from results/ (their published runs).
+Writes rnn_gradients.json beside it, and its figure, for the card: how gradients fade in the models
+of pretrained/.
 """
 
 import json
 import statistics
 
 import torch
-from side_by_side import FOLDER, take_turns
+import yaml
+from side_by_side import FOLDER, take_turns, write
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -30,6 +32,11 @@ CONFIGS = {"lstm": "rnn", "gru": "rnn_gru", "rnn": "rnn_vanilla"}
 BATCH, TIME, VOCABULARY = 64, 64, 66
 SHAPE = {"hidden_size": 512, "num_hidden_layers": 2, "hidden_dropout": 0.3}
 NEW_TOKENS = 256
+TITLE = "How gradients fade in the three cells"
+TEXT = (
+    "The trained models side by side, on the validation text: how much the loss at one position is "
+    "felt by the state that the network carried so many tokens before."
+)
 
 
 class TorchLanguageModel(nn.Module):
@@ -107,25 +114,28 @@ def generation(cell_type: str, batch: int) -> dict:
 
 
 def three_cells() -> list[dict]:
-    """The published runs of the three cells: loss, time, updates by the second."""
+    """The published runs of the three cells: loss, time, updates per second."""
     rows = []
     for cell_type, config in CONFIGS.items():
         path = results.RESULTS / f"{config}.json"
         if path.exists():
             result = json.loads(path.read_text(encoding="utf-8"))
+            settings = (recipe.CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")
+            seconds = statistics.mean(result["train_seconds"])
             rows.append(
                 {
                     "cell": CELL_NAMES[cell_type],
                     "nats_per_character": result["metrics"]["nats_per_character"]["mean"],
-                    "train_seconds": statistics.mean(result["train_seconds"]),
+                    "train_seconds": seconds,
+                    "updates_per_second": yaml.safe_load(settings)["max_steps"] / seconds,
                     "peak_memory_bytes": max(result["peak_memory_bytes"]),
                 }
             )
     return rows
 
 
-def gradients() -> dict[str, list[float]]:
-    """How gradients fade in the trained models, on the validation text; also as a figure."""
+def gradients() -> None:
+    """How gradients fade in the trained models, on the validation text, for the card."""
     curves = {}
     for cell_type, config in CONFIGS.items():
         folder = results.PRETRAINED / config
@@ -135,8 +145,8 @@ def gradients() -> dict[str, list[float]]:
             ids = encode_documents(AutoTokenizer.from_pretrained(folder), texts)
             curves[f"trained {CELL_NAMES[cell_type]}"] = gradient_norms(model, ids)
     if curves:
-        plot_gradients(OUTPUT.with_name("rnn_gradients.png"), curves)
-    return curves
+        write("rnn_gradients", {"title": TITLE, "text": TEXT, "curves": curves})
+        plot_gradients(FOLDER / "rnn_gradients.png", curves)
 
 
 def main() -> None:
@@ -157,7 +167,6 @@ def main() -> None:
             for batch in (1, 16)
         },
         "three_cells": three_cells(),
-        "gradient_norms": gradients(),
         "peak_memory_bytes": recipe.peak_memory_bytes(),
         **report.provenance(),
     }
@@ -165,6 +174,7 @@ def main() -> None:
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps([*runs, content], indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content, indent=1))
+    gradients()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
 
 Skip-gram and CBOW, the same corpus and settings, five epochs each; they take turns, so that a slow
 minute hits both. Each training is a process of its own, whose peak memory is its own too. gensim
-has two workers and gets the words as lists, in rows of 10,000. Seconds are of training: finding the
-vocabulary is not in them, for either; looking up words is in gensim's, which does it as it trains,
-while ours reads numbers that it wrote down before. `prepare_seconds` has what came before training.
-Scores are gensim's own evaluation for both. Writes results/benchmarks/word2vec.json.
+has two workers, where ours trains on one thread, and gets the words as lists, in rows of 10,000.
+Seconds are of training: finding the vocabulary is not in them, for either; looking up words is in
+gensim's, which does it as it trains, while ours reads numbers that it wrote down before.
+`prepare_seconds` has what came before training. Scores are gensim's own evaluation for both. Writes
+results/benchmarks/word2vec.json.
 """
 
 import argparse
@@ -20,12 +21,13 @@ import time
 from pathlib import Path
 
 import yaml
+from side_by_side import write
 
 from groundup.data_scripts.words import count_words, encode_words, open_words, split_words
-from groundup.train import recipe, report, word2vec
+from groundup.train import recipe, word2vec
 from groundup.train.word_vectors import score_vectors
 
-OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "word2vec.json"
+RUNS = Path(__file__).resolve().parent.parent / "runs"  # on a disk, as a run's own folder
 CONFIGS = {"skip-gram": "word2vec", "cbow": "word2vec_cbow"}
 ROW_WORDS = 10_000  # gensim takes no longer ones
 WORKERS = 2
@@ -40,11 +42,12 @@ def settings_of(architecture: str) -> dict:
 def train_ours(architecture: str) -> dict:
     """A run of the config, as the command line makes it."""
     config = recipe.CONFIGS / f"{CONFIGS[architecture]}.yaml"
-    started = time.perf_counter()
-    corpus = open_words()
-    encode_words(corpus, count_words(corpus, settings_of(architecture)["min_count"]))
-    prepared = time.perf_counter() - started
-    with tempfile.TemporaryDirectory() as folder:
+    RUNS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RUNS) as folder:
+        started = time.perf_counter()
+        corpus = open_words()
+        encode_words(corpus, count_words(corpus, settings_of(architecture)["min_count"]), folder)
+        prepared = time.perf_counter() - started
         flags = ["--config", str(config), f"--output_dir={folder}/run", "--disable_tqdm=true"]
         run = word2vec.main(flags)
     return {"seconds": run["train_seconds"], "prepare_seconds": prepared, **run["metrics"]}
@@ -130,8 +133,7 @@ def main() -> None:
             "ratio_of_words_per_second": ours / theirs,
             "rounds": rows,
         }
-    content |= report.provenance()
-    OUTPUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write("word2vec", content)
 
 
 if __name__ == "__main__":

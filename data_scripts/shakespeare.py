@@ -74,6 +74,8 @@ def load_shakespeare(data_dir: str | Path | None = None) -> DatasetDict:
     """
     if folder := find_local(NAME, [FILE], data_dir):
         text = read_text(folder / FILE)
+        if not text.strip():
+            raise ValueError(f"{folder / FILE} has no text in it")
         return _split(_checked(text), NAME, f"local file {FILE}")
     if paths := find_on_hub(HUB_ID, HUB_FILES, HUB_REVISION):
         parts = [pyarrow.parquet.read_table(path, columns=["text"])["text"] for path in paths]

@@ -2,12 +2,15 @@
 
     marley was dead to begin with there is no doubt whatever about that
 
-A word is `[a-z]+('[a-z]+)?` of the lower-cased text. The corpus is read as a stream, a piece at a
-time: first to count its words, then to write them down as numbers in a file without a name, which
-training reads through a memory map. Memory grows with the vocabulary, never with the corpus.
+A word is `[a-z]+('[a-z]+)?` of the lower-cased text, whose typographic apostrophes count as plain
+ones. The corpus is read as a stream, a piece at a time: first to count its words, then to write
+them down as numbers in a file without a name, which training reads through a memory map. Memory
+grows with the vocabulary, never with the corpus; but a file in UTF-16 and each document of an
+archive are read whole.
 
 The corpus of the anchor is made of three folders of `--data_dir` or `$GROUNDUP_DATA`, taken as they
-lie there, with the headers of Project Gutenberg: 4,724,663 words, of which 30,200 occur five times.
+lie there, with the headers of Project Gutenberg: 4.7 million words, of which some 30,200 occur five
+times.
 
 - `gutenberg`: fourteen books of Charles Dickens and seventeen by others, public domain;
 - `wikipedia`: 30 articles and the 15,000 sentences of WikiSplit's development sets, CC BY-SA;
@@ -50,6 +53,7 @@ FOLDERS = {
 ENCODINGS = {DICKENS_FILE: "cp437"}
 LICENSE = "public domain (books), CC BY-SA (Wikipedia), non-commercial (Brown)"
 WORD = r"[a-z]+(?:'[a-z]+)?"
+APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # as in print
 UNKNOWN, UNKNOWN_ID = "<unk>", 0
 # So many different words are counted exactly; beyond, the rarest are forgotten (`count_words`).
 MAX_COUNTED = 5_000_000
@@ -128,7 +132,7 @@ def _read_all(files: list[Path]) -> Iterator[str]:
 
 def split_words(text: str) -> list[str]:
     """The words of a text, in order, as the tokenizer has them."""
-    return re.findall(WORD, text.lower())
+    return re.findall(WORD, text.lower().replace(APOSTROPHE, "'"))
 
 
 def count_words(
@@ -209,13 +213,17 @@ def check_memory(num_words: int, hidden_size: int, available: int | None = None)
         )
 
 
-def encode_words(corpus: Words, vocabulary: Vocabulary) -> np.ndarray:
+def encode_words(corpus: Words, vocabulary: Vocabulary, folder: str | Path) -> np.ndarray:
     """The corpus as ids, without the words that have none: (words,), int32, memory-mapped.
 
     The file has no name and goes with the array. Its pages are read from disk as they are needed.
+
+    Args:
+        folder: where the file lies, such as that of the run: the system's own folder for such
+            files may be one in memory.
     """
     ids = {word: i for i, word in enumerate(vocabulary.words)}
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
         for piece in corpus.read():
             row = np.fromiter((ids.get(w, 0) for w in split_words(piece)), dtype=np.int32)
             file.write(row[row != UNKNOWN_ID].tobytes())
@@ -230,7 +238,9 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     """
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(APOSTROPHE, "'")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

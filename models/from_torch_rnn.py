@@ -107,5 +107,16 @@ def _check(embedding, recurrent, head) -> None:
                 f"this {type(recurrent).__name__} has {name}={found}, which our RNN cannot do; "
                 f"only one with {name}={value} can be taken over"
             )
+    size = recurrent.hidden_size
+    for part, name, found, value in (
+        ("embedding", "embedding_dim", embedding.embedding_dim, size),
+        ("embedding", "padding_idx", embedding.padding_idx, None),
+        ("embedding", "max_norm", embedding.max_norm, None),
+        ("embedding", "scale_grad_by_freq", embedding.scale_grad_by_freq, False),
+        ("output layer", "in_features", head.in_features, size),
+        ("output layer", "out_features", head.out_features, embedding.num_embeddings),
+    ):
+        if found != value:
+            raise ValueError(f"the {part} has {name}={found}, where our RNN needs {name}={value}")
     if head.bias is not None:
         raise ValueError("the output layer has a bias, which ours has not: take bias=False")

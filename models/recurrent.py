@@ -269,7 +269,8 @@ class RecurrentLayer(GradientCheckpointingLayer):
         if type(self.hidden_proj) is nn.Linear:
             return self.hidden_proj.weight, self.hidden_proj.bias
         bias = self.hidden_proj.bias
-        return (self.hidden_proj(torch.eye(self.hidden_size, device=bias.device)) - bias).T, bias
+        one = torch.eye(self.hidden_size, dtype=bias.dtype, device=bias.device)
+        return (self.hidden_proj(one) - bias).T, bias
 
 
 class RecurrentState:

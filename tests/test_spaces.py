@@ -44,6 +44,17 @@ TEXT = "ROMEO:\nJULIET: But soft, what light through yonder window breaks? 01234
 CONTEXT = 32
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
+
+@pytest.mark.parametrize("row", ROWS)
+def test_in_a_clone_a_space_finds_its_model(row):
+    """What an app.py names is a config, and has been trained."""
+    code = (SPACES / row / "app.py").read_text()
+    (config,) = re.findall(r'(?:config=|from_environment\()"(\w+)"', code)
+    root = SPACES.parent
+    assert (root / "configs" / f"{config}.yaml").is_file()
+    assert (root / "pretrained" / config / "config.json").is_file()
+
+
 # -------------------------------------------------------------------------------- the one process
 
 # Runs each app.py as `python app.py` does, but goes on when its server stands. What it is given:
@@ -368,7 +379,7 @@ def test_what_is_served(served, models):
         page = httpx.get(f"{served[name]['url']}config").text
         nats = "**1.500** nats per character"
         scores = {"gpt": nats, "rnn": nats, "word2vec": "WordSim-353 **0.500**"}
-        assert scores.get(name.split("-")[0], "**50.0%** of a test") in page
+        assert scores.get(name.split("-")[0], "**50.0%** of the test pictures of a test") in page
 
 
 def test_what_is_too_large_is_not_taken(served):
@@ -412,10 +423,13 @@ def test_a_map_of_words(vectors, no_traceback):
         (("neighbours", "zzzzzz", 3), "Try a commoner one"),
         (("neighbours", "two words", 3), "needs one word"),
         (("neighbours", "", 3), "needs one word"),
+        (("neighbours", "qu\N{LATIN SMALL LETTER E WITH ACUTE}en", 3), "to z. Did you mean queen?"),
+        (("neighbours", "O\N{RIGHT SINGLE QUOTATION MARK}Clock", 3), "no vector for o'clock."),
         (("neighbours", "x" * 60, 3), "at most 50"),
         (("neighbours", "king", 31), "from 1 to 30"),
         (("analogy", "king", "man", "womann", 3), "Did you mean woman"),
         (("map", "king queen"), "from 3 to 60"),
+        (("map", "king queen \N{LATIN SMALL LETTER A WITH CIRCUMFLEX}man"), "these are 2"),
         (("map", "king " * 200), "at most 600"),
     ],
 )
@@ -963,6 +977,8 @@ def test_a_visit_to_rnn(served, visit, tmp_path):
         page.get_by_role("button", name="Take what was written").click()
         shown = page.locator(".painted")
         shown.wait_for()
+        legend = page.locator(".legend").inner_text()
+        assert legend.split() == ["The", "unit", "says", "-1", "-0.5", "0", "0.5", "1"]
         assert shown.inner_text().startswith("ROMEO:")
         before = shown.inner_html()
         page.get_by_role("button", name="Next unit").click()

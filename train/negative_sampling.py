@@ -6,7 +6,9 @@ Word2Vec in Shared and Distributed Memory"):
 
 - The text is cut into blocks of T consecutive centres. All words around them stand in one row of
   T + 2 * window words, so that one product of (T, d) with (d, T + 2 * window) has the scores of all
-  pairs; those out of reach are masked. That computes too much, and is many times quicker.
+  pairs; those out of reach are masked. That computes too much, and is many times quicker. The rows
+  of neighbouring blocks overlap: each word's vector is fetched once for all blocks, and changed
+  once.
 - The centres of a block share N negatives, each with the weight K / N, in place of K of their own.
   The expectation of the loss and of its gradient is the same.
 
@@ -78,13 +80,14 @@ class NegativeSampling:
         self, vectors, contexts, architecture, num_negatives, table, window, block, shared_negatives
     ):
         self.vectors, self.contexts = vectors, contexts
-        self.gradients = self.skip_gram if architecture == "skip-gram" else self.cbow
+        self.is_skip_gram = architecture == "skip-gram"
+        self.gradients = self.skip_gram if self.is_skip_gram else self.cbow
         self.num_negatives, self.table = num_negatives, table
         self.window, self.block, self.shared_negatives = window, block, shared_negatives
-        width = block + 2 * window
-        # (block, width): how far to the right of a centre each word of the row stands.
-        offset = torch.arange(width) - torch.arange(block)[:, None] - window
-        self.offset = offset.to(vectors.device, torch.int8)
+        self.width = block + 2 * window
+        self.patterns = reach_patterns(window, block, mean=not self.is_skip_gram)
+        self.patterns = self.patterns.to(vectors.device)
+        self.place = torch.arange(block, device=vectors.device)
 
     def update(self, row, left, right, rate: float) -> None:
         """One step of SGD on the sum of the losses of all guesses.
@@ -105,71 +108,106 @@ class NegativeSampling:
         """A row of words as blocks.
 
         Returns:
-            Centres (blocks, block); the words around (blocks, block + 2 * window); which of these
-            each centre looks at (blocks, block, block + 2 * window); how many (blocks, block, 1).
+            Centres (blocks, block); how much each of them looks at each word around
+            (blocks, block, width); at how many (blocks, block, 1).
         """
         centres = row[self.window : len(row) - self.window].view(-1, self.block)
-        around = row.unfold(0, self.block + 2 * self.window, self.block)
-        left, right = left.view(-1, self.block, 1), right.view(-1, self.block, 1)
-        seen = (self.offset >= -left) & (self.offset <= right) & (self.offset != 0)
-        return centres, around, seen, (left + right).float()
+        left, right = left.long().view(-1, self.block), right.long().view(-1, self.block)
+        reaches = self.window + 1
+        pattern = (self.place * reaches + left) * reaches + right
+        return centres, look_up(self.patterns, pattern), (left + right).float().unsqueeze(2)
+
+    def around(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(window + blocks * block + window, d) -> (blocks, width, d): overlapping views of it."""
+        return vectors.unfold(0, self.width, self.block).transpose(1, 2)
+
+    def add_overlapping(self, blocks: torch.Tensor) -> torch.Tensor:
+        """The reverse: (blocks, width, d) -> (window + blocks * block + window, d), summed."""
+        count, width, size = blocks.shape
+        shifts = range(0, width, self.block)
+        total = blocks.new_zeros((count + len(shifts)) * self.block, size)
+        for shift in shifts:
+            part = blocks[:, shift : shift + self.block]
+            whole = total[shift : shift + count * self.block].view(count, self.block, size)
+            whole[:, : part.shape[1]] += part
+        return total[: count * self.block + 2 * self.window]
 
     def skip_gram(self, row, left, right, negatives) -> list[tuple]:
         """Which rows of which table change, and how: -gradient of the summed loss.
 
         Returns:
-            Two of (table, ids, (*ids.shape, hidden_size)).
+            Tuples of (table, ids, (*ids.shape, hidden_size)).
         """
-        centres, around, seen, number = self.arrange(row, left, right)
-        width = around.shape[1]
-        others = torch.cat((around, negatives), 1)
-        v, u = look_up(self.vectors, centres), look_up(self.contexts, others)
-        g = torch.bmm(v, u.transpose(1, 2)).sigmoid_()  # (blocks, block, width + N)
-        g[:, :, :width].neg_().add_(1).mul_(seen)
-        g[:, :, width:].mul_(number * (-self.num_negatives / negatives.shape[1]))
+        centres, seen, number = self.arrange(row, left, right)
+        v = look_up(self.vectors, centres)  # (blocks, block, d)
+        u = self.around(look_up(self.contexts, row))  # (blocks, width, d)
+        u_negative = look_up(self.contexts, negatives)  # (blocks, N, d)
+        right_g = torch.bmm(v, u.transpose(1, 2)).neg_().sigmoid_().mul_(seen)
+        wrong_g = torch.bmm(v, u_negative.transpose(1, 2)).sigmoid_()
+        wrong_g.mul_(number * (-self.num_negatives / negatives.shape[1]))
         return [
-            (self.vectors, centres, torch.bmm(g, u)),
-            (self.contexts, others, torch.bmm(g.transpose(1, 2), v)),
+            (self.vectors, centres, torch.bmm(right_g, u).baddbmm_(wrong_g, u_negative)),
+            (self.contexts, row, self.add_overlapping(torch.bmm(right_g.transpose(1, 2), v))),
+            (self.contexts, negatives, torch.bmm(wrong_g.transpose(1, 2), v)),
         ]
 
     def cbow(self, row, left, right, negatives) -> list[tuple]:
-        """The same for CBOW, where a mean is a product too: with the mask, divided by the number.
+        """The same for CBOW, where a mean is a product too.
 
         A word's gradient comes to it through the mean, divided by the same number.
         """
-        centres, around, seen, number = self.arrange(row, left, right)
-        v = look_up(self.vectors, around)  # (blocks, width, hidden_size)
+        centres, average, number = self.arrange(row, left, right)
+        v = self.around(look_up(self.vectors, row))  # (blocks, width, d)
         u, u_negative = look_up(self.contexts, centres), look_up(self.contexts, negatives)
-        average = seen / number.clamp(min=1)  # (blocks, block, width)
-        hidden = torch.bmm(average, v)  # (blocks, block, hidden_size)
+        hidden = torch.bmm(average, v)  # (blocks, block, d)
         there = (number > 0).float()
-        right_g = there * (1 - (hidden * u).sum(2, keepdim=True).sigmoid_())
+        right_g = (hidden * u).sum(2, keepdim=True).neg_().sigmoid_().mul_(there)
         wrong_g = torch.bmm(hidden, u_negative.transpose(1, 2)).sigmoid_()  # (blocks, block, N)
         wrong_g.mul_(there * (-self.num_negatives / negatives.shape[1]))
         back = torch.bmm(wrong_g, u_negative).addcmul_(right_g, u)
         return [
-            (self.vectors, around, torch.bmm(average.transpose(1, 2), back)),
-            (self.contexts, centres, hidden.mul(right_g)),
+            (self.vectors, row, self.add_overlapping(torch.bmm(average.transpose(1, 2), back))),
+            (self.contexts, centres, hidden * right_g),
             (self.contexts, negatives, torch.bmm(wrong_g.transpose(1, 2), hidden)),
         ]
 
     def loss(self, row, left, right) -> float:
         """The mean loss of the guesses of a row, in nats, with negatives drawn anew."""
-        centres, around, seen, number = self.arrange(row, left, right)
+        centres, seen, number = self.arrange(row, left, right)
         drawn = torch.randint(len(self.table), (len(centres), self.shared_negatives))
         negatives = look_up(self.contexts, self.table[drawn].long().to(row.device))
-        if self.gradients == self.skip_gram:
-            v, u = look_up(self.vectors, centres), look_up(self.contexts, around)
+        if self.is_skip_gram:
+            v, u = look_up(self.vectors, centres), self.around(look_up(self.contexts, row))
             weight = number
             right_loss = (F.softplus(-torch.bmm(v, u.transpose(1, 2))) * seen).sum()
         else:
-            v = torch.bmm(seen / number.clamp(min=1), look_up(self.vectors, around))
+            v = torch.bmm(seen, self.around(look_up(self.vectors, row)))
             weight = (number > 0).float()
             score = (v * look_up(self.contexts, centres)).sum(2, keepdim=True)
             right_loss = (F.softplus(-score) * weight).sum()
         wrong = F.softplus(torch.bmm(v, negatives.transpose(1, 2))).mean(2, keepdim=True)
         total = right_loss + self.num_negatives * (wrong * weight).sum()
         return (total / weight.sum().clamp(min=1)).item()
+
+
+def reach_patterns(window: int, block: int, mean: bool) -> torch.Tensor:
+    """Which words of a block's row a centre looks at, for each centre and each reach.
+
+    Looked up for each centre: to compare places anew in each update takes as long as a product.
+
+    Args:
+        mean: the weights of a mean, rather than ones.
+
+    Returns:
+        (block * (window + 1) * (window + 1), block + 2 * window), fp32: for the centre's place in
+        its block, its reach to the left and to the right, in this order.
+    """
+    # (block, 1, 1, width): how far to the right of a centre each word of the row stands.
+    offset = torch.arange(block + 2 * window) - torch.arange(block)[:, None, None, None] - window
+    reach = torch.arange(window + 1)
+    seen = (offset >= -reach[:, None, None]) & (offset <= reach[:, None]) & (offset != 0)
+    seen = seen.flatten(0, 2).float()
+    return seen / seen.sum(1, keepdim=True).clamp(min=1) if mean else seen
 
 
 def look_up(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -180,8 +218,9 @@ def look_up(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def add_rows(table: torch.Tensor, ids: torch.Tensor, values: torch.Tensor) -> None:
     """Adds to rows of a table, each as often as its id is there.
 
-    With an index that is expanded along the rows, scatter_add_ has a fast way, which adds the
-    values of a row in one order whatever the threads do: a resumed run ends with the same bits.
+    With an index that is expanded along the rows, scatter_add_ has a fast way on a CPU, which adds
+    the values of a row in one order whatever the threads do: a run that is resumed on a CPU ends
+    with the same bits.
     """
     size = table.shape[1]
     table.scatter_add_(0, ids.reshape(-1, 1).expand(-1, size), values.reshape(-1, size))

@@ -8,6 +8,7 @@
 The text is read by as many streams as a batch has rows, each going on where it stopped.
 """
 
+import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -101,33 +102,34 @@ def gradient_norms(model, ids: np.ndarray) -> list[float]:
 
     Of the loss at T, the norm of its gradient by the whole state (h of all layers; of an LSTM also
     c) that went into position T, T - 1, ...: the mean over some texts. The model reads one token
-    after the other, so that each state is a tensor to ask for.
+    after the other, so that each state is a tensor to ask for. All is done in fp64: what fades to
+    1e-30 has squares that fp32 takes for 0.
 
     Args:
         ids: (tokens,), from which the texts are taken at equal distances.
 
     Returns:
-        One number for each distance, 1 to `GRADIENT_STEPS` or what the text allows.
+        One number for each distance, 1 to `GRADIENT_STEPS` or what the text allows: none for fewer
+        than three tokens.
     """
     steps = min(GRADIENT_STEPS + 1, len(ids) - 1)
+    if steps < 2:
+        return []
+    model = copy.deepcopy(model).cpu().double().eval()  # not every GPU has fp64
     starts = np.linspace(0, len(ids) - steps - 1, GRADIENT_TEXTS).astype(int)
     texts = np.stack([ids[start : start + steps + 1] for start in starts]).astype(np.int64)
-    texts = torch.from_numpy(texts).to(model.device)  # (texts, steps + 1)
-    was_training = model.training
-    model.eval()
+    texts = torch.from_numpy(texts)  # (texts, steps + 1)
     state, states = None, []
     for t in range(steps):
         outputs = model(texts[:, t : t + 1], past_key_values=state, use_cache=True)
         state = outputs.past_key_values
         states.append([part for layer in state.layers for part in layer])
-    logits = outputs.logits[:, -1].float()
     # A sum: no text has a part in another's loss, so each row of a gradient is that text's own.
-    loss = torch.nn.functional.cross_entropy(logits, texts[:, -1], reduction="sum")
+    loss = torch.nn.functional.cross_entropy(outputs.logits[:, -1], texts[:, -1], reduction="sum")
     carried = states[:-1]  # the last goes nowhere
     parts = [part for state in carried for part in state]
     gradients = iter(torch.autograd.grad(loss, parts))
     norms = [torch.cat([next(gradients) for _ in state], -1).norm(dim=-1) for state in carried]
-    model.train(was_training)
     return [norm.mean().item() for norm in reversed(norms)]
 
 
@@ -148,7 +150,7 @@ def plot_gradients(path: Path, curves: dict[str, list[float]]) -> None:
         xlabel="distance T - t, tokens",
         ylabel="norm of dLoss(T) / dstate(t)",
     )
-    axes.set_ylim(bottom=1e-12)
+    axes.set_ylim(bottom=1e-30)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
@@ -156,15 +158,18 @@ def plot_gradients(path: Path, curves: dict[str, list[float]]) -> None:
 
 
 def gradient_curves(model, ids: np.ndarray, seed: int) -> dict[str, list[float]]:
-    """The three cells with new weights, in the model's shape, and the trained model."""
+    """The three cells with new weights, in the model's shape, and the trained model.
+
+    None of them where the text is too short for `gradient_norms`.
+    """
     curves = {}
     with torch.random.fork_rng():
         for cell_type, name in CELL_NAMES.items():
             torch.manual_seed(seed)
             config = RNNConfig(**{**model.config.to_dict(), "cell_type": cell_type})
-            new = RNNForCausalLM(config).to(model.device)
-            curves[f"new {name}"] = gradient_norms(new, ids)
-    return curves | {f"this {CELL_NAMES[model.config.cell_type]}": gradient_norms(model, ids)}
+            curves[f"new {name}"] = gradient_norms(RNNForCausalLM(config), ids)
+    curves[f"this {CELL_NAMES[model.config.cell_type]}"] = gradient_norms(model, ids)
+    return {name: norms for name, norms in curves.items() if norms}
 
 
 @recipe.one_line_errors
@@ -254,10 +259,6 @@ def write_report(output_dir, run: dict, model, log: list, tokenizer, data_args, 
     """The model folder: weights, code, tokenizer, figures, card, and last metrics.json."""
     config = model.config
     name = CELL_NAMES[config.cell_type]
-    distance = len(next(iter(curves.values())))
-    faded = "; ".join(
-        f"{curve} {norms[-1] / norms[0]:.1e}" for curve, norms in curves.items() if norms[0] > 0
-    )
     language.write_report(
         output_dir,
         run,
@@ -273,13 +274,29 @@ def write_report(output_dir, run: dict, model, log: list, tokenizer, data_args, 
         training="The loss is taken over the whole validation split. It is read in several streams "
         "side by side, each from a fresh state on; the state is carried from block to block, and "
         "each character is scored once. Training follows gradients back through blocks of "
-        f"{data_args.block_size} tokens.\n\n![gradients](figures/gradients.png)\n\n"
-        "How much the loss at one position is felt by the state that the network carried so many "
-        "tokens before. The further it fades, the less can be learned over that distance. What is "
-        f"left of it over {distance} tokens: {faded}.",
+        f"{data_args.block_size} tokens.{about_gradients(curves)}",
     )
-    plot_gradients(output_dir / "figures" / "gradients.png", curves)
+    if curves:
+        plot_gradients(output_dir / "figures" / "gradients.png", curves)
     report.finish(output_dir, run)
+
+
+def about_gradients(curves: dict[str, list[float]]) -> str:
+    """What the card says of `gradient_curves`, with their figure; nothing where there are none."""
+    if not curves:
+        return ""
+    distance = len(next(iter(curves.values())))
+    faded = "; ".join(
+        f"{curve} {norms[-1] / norms[0]:.1e}" for curve, norms in curves.items() if norms[0] > 0
+    )
+    return (
+        "\n\n![gradients](figures/gradients.png)\n\n"
+        "How much the loss at one position is felt by the state that the network carried so many "
+        "tokens before. The further it fades, the less can be learned over that distance. "
+        '"New" networks are untrained: their matrix U, from one state to the next, is drawn small, '
+        "so that gradients fade fast; the LSTM's forget gate starts with a bias of 1, and keeps "
+        f"more. What is left over {distance} tokens: {faded}."
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ hundred words, and is quicker than what a loop does around it: a *step* (`--max_
 `--logging_steps`, `--save_steps`) is therefore 65,536 words of the text.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,6 +60,36 @@ model = AutoModel.from_pretrained(path, trust_remote_code=True)
 vectors = torch.nn.functional.normalize(model.embed_tokens.weight.float(), dim=1)
 nearest = (vectors @ vectors[tokenizer.vocab["night"]]).topk(9).indices[1:]
 print(tokenizer.convert_ids_to_tokens(nearest))"""
+EXPORTS = """With Groundup installed, this `model` and `tokenizer` go to gensim and to
+sentence-transformers:
+
+```python
+from sentence_transformers import SentenceTransformer
+from groundup.train.word_vectors import to_keyed_vectors, to_static_embedding
+
+keyed = to_keyed_vectors(model, tokenizer)
+print(keyed.most_similar(positive=["king", "woman"], negative=["man"]))
+encoder = SentenceTransformer(modules=[to_static_embedding(model, tokenizer)])
+print(encoder.encode("a sentence is the mean of its words").shape)
+```"""
+# What the scores are measured on, for the card's front matter.
+SCORED_ON = {
+    "wordsim353": {"dataset_type": "wordsim353", "dataset_name": "WordSim-353"},
+    "simlex999": {"dataset_type": "simlex999", "dataset_name": "SimLex-999"},
+    "analogies": {"dataset_type": "google-analogies", "dataset_name": "Google's analogies"},
+}
+# Flags that Trainer would heed and plain SGD, whose rate falls to 0 in a line, has no use for.
+IGNORED = (
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("muon_learning_rate", "muon_momentum", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing"),
+    *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "torch_compile", "use_cache"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
+    *("logging_strategy", "logging_first_step", "save_strategy", "report_to", "run_name"),
+    *("data_seed", "full_determinism", "auto_find_batch_size"),
+    *("dataloader_num_workers", "dataloader_drop_last"),
+)
 ModelArguments = recipe.model_arguments(
     Word2VecConfig, leave_out=["vocab_size", "pad_token_id", "with_contexts"]
 )
@@ -86,9 +117,10 @@ class WordArguments:
     shared_negatives: int = field(default=16, metadata={"help": "How many negatives they share."})
 
     def __post_init__(self):
-        for name in ("min_count", "window", "block", "shared_negatives"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("min_count", "max_vocab_size", "window", "block", "shared_negatives"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
         if self.window > 100 or self.block > 100 - self.window:
             raise ValueError("--window and --block are too large: at most 100 together")
         if self.sample < 0:
@@ -113,7 +145,7 @@ class WordSteps:
             args.max_steps = math.ceil(args.num_train_epochs * self.steps_per_epoch)
         self.keep = keep_probabilities(vocabulary.counts, word_args.sample)
         self.block = word_args.block
-        self.batch = max(1, args.per_device_train_batch_size // self.block) * self.block
+        self.batch = args.per_device_train_batch_size
         self.sampling = NegativeSampling(
             model.embed_tokens.weight.detach(),
             model.embed_contexts.weight.detach(),
@@ -149,15 +181,15 @@ class WordSteps:
 
     @torch.no_grad()
     def step(self, n: int) -> dict[str, float]:
-        """Trains on the words of step n; the loss is that of its first words, before."""
+        """Trains on the words of step n; the loss is that of its first words, before.
+
+        Raises:
+            ValueError: the vectors have grown beyond all bounds.
+        """
         row, left, right = self.row_of(n)
         some = min(LOSS_BLOCKS * self.block, len(left))
         loss = self.sampling.loss(row[: some + 2 * self.window], left[:some], right[:some])
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the vectors have grown beyond all bounds by step {n}: set a lower "
-                f"--learning_rate or a lower --per_device_train_batch_size, and --overwrite"
-            )
+        self.check(n, math.isfinite(loss))
         for start in range(0, len(left), self.batch):
             stop = start + self.batch
             done = (n - 1 + start / len(left)) / self.args.max_steps
@@ -167,7 +199,49 @@ class WordSteps:
                 right[start:stop],
                 self.args.learning_rate * (1 - done),
             )
+        # After the last step there is no loss to tell.
+        if n % int(self.args.logging_steps) == 0 or n == self.args.max_steps:
+            tables = (self.sampling.vectors, self.sampling.contexts)
+            self.check(n, all(table.isfinite().all() for table in tables))
         return {"loss": loss}
+
+    @staticmethod
+    def check(n: int, is_finite: bool) -> None:
+        """Raises ValueError in step n where something is not finite."""
+        if not is_finite:
+            raise ValueError(
+                f"the vectors have grown beyond all bounds by step {n}: set a lower "
+                f"--learning_rate or a lower --per_device_train_batch_size, and --overwrite"
+            )
+
+
+def check_choices(word_args: WordArguments, args: recipe.RunArguments) -> None:
+    """Raises ValueError for flags that would do nothing, or not what they say."""
+    if useless := sorted(args.chosen & set(IGNORED)):
+        raise ValueError(
+            f"Word2Vec trains by plain SGD, whose rate falls to 0: --{', --'.join(useless)} would "
+            f"do nothing; leave it out"
+        )
+    batch, block = args.per_device_train_batch_size, word_args.block
+    if batch < 1 or batch % block:
+        raise ValueError(
+            f"--per_device_train_batch_size is {batch}; it must be a multiple of --block, which is "
+            f"{block}: {max(1, round(batch / block)) * block} would do"
+        )
+    if args.world_size > 1:
+        raise ValueError("Word2Vec trains in one process: launch it without --multi_gpu")
+
+
+def data_of(output_dir: Path) -> dict:
+    """The data that the model in a folder was trained on, as its metrics.json has it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = output_dir / "metrics.json"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, which says what the model was trained on")
+    return json.loads(file.read_text(encoding="utf-8"))["data"]
 
 
 @recipe.one_line_errors
@@ -178,28 +252,26 @@ def main(argv=None):
         argv, "word2vec", WordArguments, ModelArguments, description="Trains Word2Vec."
     )
     output_dir = Path(args.output_dir)
-    if args.world_size > 1:
-        raise ValueError(
-            "Word2Vec trains in one process, whose threads share its matrix products: launch it "
-            "without --multi_gpu"
-        )
+    check_choices(word_args, args)
     recipe.check_scorable(args)
     set_seed(args.seed)
+    # The products of an update are so small that two threads take longer over them than one: 1.9
+    # and 1.3 microseconds a centre for CBOW, 2.3 and 2.0 for skip-gram.
+    torch.set_num_threads(1)
 
     # 2. Data
-    corpus = open_words(word_args.text, word_args.data_dir)
-    vocabulary = count_words(corpus, word_args.min_count, word_args.max_vocab_size)
-    data = describe_words(corpus, vocabulary)
-    checkpoint = None
-    if args.evaluate_only:
-        recipe.note_other_data(args, data)
+    if args.evaluate_only:  # the scores are measured on other data, which gensim has
+        data = data_of(output_dir)
     else:
+        corpus = open_words(word_args.text, word_args.data_dir)
+        vocabulary = count_words(corpus, word_args.min_count, word_args.max_vocab_size)
+        data = describe_words(corpus, vocabulary)
         settings = recipe.settings_of(args, word_args, model_args, data=data)
         checkpoint = recipe.prepare_folder(args, settings)
-    print(
-        f"{data['source']}: {vocabulary.num_words:,} words; "
-        f"{len(vocabulary) - 1:,} different ones get a vector"
-    )
+        print(
+            f"{data['source']}: {vocabulary.num_words:,} words; "
+            f"{len(vocabulary) - 1:,} different ones get a vector"
+        )
 
     # 3. Model
     if args.evaluate_only:
@@ -215,7 +287,8 @@ def main(argv=None):
     if not args.evaluate_only:
         accelerator = Accelerator(cpu=args.use_cpu)
         model.to(accelerator.device)
-        steps = WordSteps(model, encode_words(corpus, vocabulary), vocabulary, word_args, args)
+        ids = encode_words(corpus, vocabulary, output_dir)
+        steps = WordSteps(model, ids, vocabulary, word_args, args)
         history, seconds = train_loop(
             accelerator, args, {"model": model}, steps.step, checkpoint=checkpoint
         )
@@ -242,7 +315,8 @@ def write_report(output_dir, run, model, tokenizer, keyed, log, word_args) -> No
     """The model folder: weights, code, tokenizer, figures, card, and last metrics.json."""
     report.save_model(model, tokenizer, output_dir)
     figures = output_dir / "figures"
-    report.plot_loss(log, figures / "loss.png", {"loss": "training, nats per guess"})
+    lines = {"loss": "training, nats per guess"}
+    report.plot_loss(log, figures / "loss.png", lines, xlabel=f"steps of {STEP_WORDS:,} words")
     chosen = [words.split()[0] for words in CHOSEN.values()]
     shown = [word for word in chosen if word in keyed] or keyed.index_to_key[:5]
     near = neighbours(keyed, shown)
@@ -254,6 +328,7 @@ def write_report(output_dir, run, model, tokenizer, keyed, log, word_args) -> No
         run,
         title=f"{output_dir.name}: vectors of words",
         language="en" if known else None,
+        license="other" if known else None,  # the Brown corpus is for non-commercial purposes
         pipeline_tag="feature-extraction",
         task_name="Word similarity",
         split="test",
@@ -262,6 +337,7 @@ def write_report(output_dir, run, model, tokenizer, keyed, log, word_args) -> No
             "simlex999": "SimLex-999, Spearman's rho",
             "analogies": "Google's analogies, share answered right",
         },
+        scored_on=SCORED_ON,
         usage=USAGE,
         tags=["word2vec", "word-embeddings"],
         sections={
@@ -271,8 +347,11 @@ def write_report(output_dir, run, model, tokenizer, keyed, log, word_args) -> No
             f"more. Trained at {run['metrics']['words_per_second']:,} words per second. The scores "
             "are over pairs and questions whose words are all known: "
             f"{run['metrics']['wordsim353_known']:.0%} of WordSim-353, "
-            f"{run['metrics']['simlex999_known']:.0%} of SimLex-999.",
+            f"{run['metrics']['simlex999_known']:.0%} of SimLex-999, "
+            f"{run['metrics']['analogies_known']:.0%} of the analogies. There is no validation "
+            "data for these sets: settings were compared on these same sets.",
             "Neighbours": near,
+            "In other libraries": EXPORTS,
             "Training": "![loss](figures/loss.png)",
             "What it is not good for": "A word has one vector, whatever it means in a sentence. "
             "Opposites are near each other, since they stand in the same places. It knows the "

@@ -12,6 +12,8 @@ from groundup.models.word2vec import Word2VecModel
 # as Oslo is to ...?" (Finkelstein et al. 2001, Hill et al. 2015, Mikolov et al. 2013).
 RATINGS = {"wordsim353": "wordsim353.tsv", "simlex999": "simlex999.txt"}
 QUESTIONS = "questions-words.txt"
+# Where a label may stand beside its point on the map, best first: how far across and up, points.
+LABEL_PLACES = ((4, 3), (4, -3), (-4, 3), (-4, -3), (5, 0), (-5, 0), (0, 5), (0, -5))
 CHOSEN = {
     "family": "father mother brother sister son daughter uncle aunt husband wife",
     "body": "head hand arm eye foot face hair heart",
@@ -55,7 +57,8 @@ def score_vectors(keyed) -> dict[str, float]:
     Returns:
         `wordsim353`, `simlex999`: Spearman's rank correlation of cosines with ratings, over the
         pairs whose words are known; `analogies`: the share of questions answered right, likewise;
-        and the share of the pairs of either set that are known. 0 where nothing is known.
+        and under each name with `_known`, the share of the pairs or questions of the set whose
+        words are known. 0 where nothing is known.
     """
     from gensim.test.utils import datapath
 
@@ -67,7 +70,12 @@ def score_vectors(keyed) -> dict[str, float]:
             correlation, missing = 0.0, 100.0
         scores[name] = 0.0 if math.isnan(correlation) else float(correlation)
         known[f"{name}_known"] = 1 - missing / 100
-    scores["analogies"] = float(keyed.evaluate_word_analogies(datapath(QUESTIONS))[0])
+    right, (*_, total) = keyed.evaluate_word_analogies(datapath(QUESTIONS))
+    scores["analogies"] = float(right)
+    lines = Path(datapath(QUESTIONS)).read_text(encoding="utf-8").splitlines()
+    questions = sum(not line.startswith(":") for line in lines)  # else it is a heading
+    asked = len(total["correct"]) + len(total["incorrect"])
+    known["analogies_known"] = asked / questions
     return scores | known
 
 
@@ -98,18 +106,45 @@ def plot_map(keyed, path: Path, groups: dict[str, str] = CHOSEN) -> bool:
         return False
     vectors = np.stack([keyed.get_vector(word, norm=True) for _, word in known])
     places = PCA(2, random_state=0).fit_transform(vectors)
-    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 7), dpi=120, layout="constrained")
     for i, group in enumerate(groups):
         mine = [row for row, (of, _) in enumerate(known) if of == group]
         axes.scatter(*places[mine].T, s=14, color=f"C{i}", label=group)
-    for (_, word), place in zip(known, places, strict=True):
-        axes.annotate(word, place, fontsize=8, xytext=(3, 2), textcoords="offset points")
     axes.legend(frameon=False)
     axes.set(xticks=[], yticks=[])
+    axes.margins(0.08)
+    figure.draw_without_rendering()  # from now on it is clear where on the paper a point is
+    taken = []
+    for (_, word), place in zip(known, places, strict=True):
+        label = axes.annotate(word, place, (0, 0), textcoords="offset points", fontsize=8)
+        label.set_in_layout(False)  # labels shall not move the points that they stand beside
+        taken.append(place_label(label, taken))
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)
     return True
+
+
+def place_label(label, taken: list):
+    """Moves a label to the first place around its point where it overlaps none of the others.
+
+    Where all are taken it stands in the best of them.
+
+    Args:
+        label: of `annotate`, in points from its own.
+        taken: bounding boxes of the labels that stand already.
+
+    Returns:
+        Its bounding box.
+    """
+    for across, up in (*LABEL_PLACES, LABEL_PLACES[0]):
+        horizontal = "left" if across > 0 else "right" if across < 0 else "center"
+        vertical = "bottom" if up > 0 else "top" if up < 0 else "center"
+        label.set(position=(across, up), ha=horizontal, va=vertical)
+        box = label.get_window_extent()
+        if not any(box.overlaps(other) for other in taken):
+            break
+    return box
 
 
 @torch.no_grad()

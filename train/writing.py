@@ -8,9 +8,18 @@ SAMPLE_TOKENS = 300
 
 
 class Sample(TrainerCallback):
-    """Prints what the model writes, at each evaluation."""
+    """Prints what the model writes, at each evaluation.
+
+    Raises:
+        ValueError: the tokenizer does not know all characters of the prompt.
+    """
 
     def __init__(self, tokenizer, prompt: str):
+        if unknown := unknown_characters(tokenizer, prompt):
+            raise ValueError(
+                f"--prompt has characters that the model's tokenizer does not know: "
+                f"{' '.join(unknown)}; give one without them"
+            )
         self.tokenizer, self.prompt = tokenizer, prompt
 
     def on_evaluate(self, args, state, control, model, **kwargs):
@@ -18,6 +27,18 @@ class Sample(TrainerCallback):
         text = write_on(model, self.tokenizer, self.prompt, seed=args.seed)
         if state.is_world_process_zero:
             tqdm.write(f"--- after {state.global_step} updates ---\n{text}\n---")
+
+
+def unknown_characters(tokenizer, prompt: str) -> list[str]:
+    """What a prompt has that a tokenizer does not know, in order.
+
+    White space is passed over: a prompt is a line end by default, which a text need not have.
+    """
+    return [
+        character
+        for character in dict.fromkeys("".join(prompt.split()))
+        if tokenizer.unk_token_id in tokenizer(character, add_special_tokens=False).input_ids
+    ]
 
 
 class NoEpochs(TrainerCallback):

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 MAX_PAINTED = 2000  # characters
 SHADES = 20  # of each colour: neighbours of one shade share an element of the page
 BELOW, ABOVE = "37, 99, 235", "234, 88, 12"  # blue, orange: red, green, blue
+LEGEND = {"The unit says  ": 0.0} | {f"  {value:g}  ": value for value in (-1, -0.5, 0, 0.5, 1)}
 EXAMPLES = {
     "Romeo speaks": "ROMEO:\n",
     "To be, or not": "HAMLET:\nTo be, or not to be, that is the question:\n",
@@ -47,11 +48,16 @@ was trained on. All that it knows of what came before is in a state of fixed siz
 """
 CSS = """
 .painted {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; font-size: 15px}
+.legend {white-space: pre-wrap; font-size: 13px}
 """
 
 
-def painted(pieces: list[str], values: list[float]) -> str:
-    """A text with a colour behind each piece, as HTML: blue for -1, nothing for 0, orange for 1."""
+def painted(pieces: list[str], values: list[float], kind: str = "painted") -> str:
+    """A text with a colour behind each piece, as HTML: blue for -1, nothing for 0, orange for 1.
+
+    Args:
+        kind: its CSS class.
+    """
     shades = [round(SHADES * max(-1.0, min(1.0, value))) for value in values]
     runs: list[list] = []  # each: shade, text
     for piece, shade in zip(pieces, shades, strict=True):
@@ -64,7 +70,7 @@ def painted(pieces: list[str], values: list[float]) -> str:
         f'">{html.escape(text)}</span>'
         for shade, text in runs
     )
-    return f'<div class="painted">{"".join(spans)}</div>'
+    return f'<div class="{kind}">{"".join(spans)}</div>'
 
 
 class Reader:
@@ -118,6 +124,7 @@ def painting(reader: Reader, text: gr.Textbox) -> None:
                 take = gr.Button("Take what was written", min_width=80)
         with gr.Column(scale=3):
             shown = gr.HTML(label="Painted")
+            gr.HTML(painted(list(LEGEND), list(LEGEND.values()), "legend"))
     inputs = [read, layer, unit]
     for component in inputs:
         space.bounded(component)

@@ -16,6 +16,8 @@ MAX_MAP = 600  # characters of the map's words
 MAX_MAP_WORDS = 60
 MAX_NEIGHBOURS = 30
 SUGGESTIONS = 3
+APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # as in print; the words have plain ones
+BETWEEN_WORDS = str.maketrans(dict.fromkeys(",.;:!?-", " "))
 MAP = "king queen prince princess father mother son daughter england france london paris"
 ABOUT = """
 Each word is a point in a space of {size} numbers. Words that stand in the same company come to lie
@@ -36,29 +38,41 @@ class Vectors:
     def __init__(self, model, tokenizer):
         vectors = model.embed_tokens.weight.detach().float()
         self.unit = torch.nn.functional.normalize(vectors, dim=1)
-        self.ids, self.tokenizer = tokenizer.get_vocab(), tokenizer
+        self.ids = tokenizer.get_vocab()
         self.words = {i: word for word, i in self.ids.items()}
         self.unknown = tokenizer.unk_token_id
 
     def id_of(self, text: str, label: str) -> int:
         """The id of a word.
 
+        The tokenizer is not asked: it would leave out what is no letter, and take `âme` for `me`.
+
         Raises:
             space.Problem: it is no single word, or not known; with what it could have been.
         """
-        found = self.tokenizer(text).input_ids
-        if len(found) != 1:
-            raise space.Problem(f"{label} needs one word of the letters a to z.")
-        if found[0] == self.unknown:
-            raise space.Problem(self.advice(text.strip().lower()))
-        return found[0]
+        word = plain(text).strip()
+        if self.knows(word):
+            return self.ids[word]
+        letters = word.replace("'", "", 1)
+        if not (letters.isascii() and letters.isalpha()):
+            hint = self.suggestion(word) or "."
+            raise space.Problem(f"{label} needs one word of the letters a to z{hint}")
+        raise space.Problem(self.advice(word))
+
+    def knows(self, word: str) -> bool:
+        """Whether a word, in small letters, has a vector."""
+        return self.ids.get(word, self.unknown) != self.unknown
+
+    def suggestion(self, word: str) -> str:
+        """How a sentence about an unknown word ends: with what was meant, or empty if unclear."""
+        near = difflib.get_close_matches(word, self.ids, n=SUGGESTIONS, cutoff=0.7)
+        near = [w for w in near if self.knows(w)]
+        return f". Did you mean {' or '.join(near)}?" if near else ""
 
     def advice(self, word: str) -> str:
         """What to say of a word that is not known."""
-        near = difflib.get_close_matches(word, self.ids, n=SUGGESTIONS, cutoff=0.7)
-        near = [w for w in near if self.ids[w] != self.unknown]
-        hint = f" Did you mean {' or '.join(near)}?" if near else " Try a commoner one."
-        return f"The model has no vector for {word}.{hint}"
+        hint = self.suggestion(word) or ". Try a commoner one."
+        return f"The model has no vector for {word}{hint}"
 
     def nearest(self, vector: torch.Tensor, number: int, without: list[int]) -> list[list]:
         """The nearest words and their cosines."""
@@ -81,9 +95,10 @@ class Vectors:
 
     def map(self, text: str) -> Figure:
         """The two principal components of the chosen words; of unknown ones it warns."""
-        known = list(dict.fromkeys(i for i in self.tokenizer(text).input_ids if i != self.unknown))
-        for word in dict.fromkeys(text.lower().replace(",", " ").split()):
-            if self.unknown in self.tokenizer(word).input_ids:
+        words = dict.fromkeys(plain(text).translate(BETWEEN_WORDS).split())
+        known = [self.ids[word] for word in words if self.knows(word)]
+        for word in words:
+            if not self.knows(word):
                 space.warn(self.advice(word))
                 break  # one is enough: the others may be of another language as well
         if not 3 <= len(known) <= MAX_MAP_WORDS:
@@ -104,6 +119,11 @@ class Vectors:
         axes.set(xticks=[], yticks=[])
         axes.margins(0.12)
         return figure
+
+
+def plain(text: str) -> str:
+    """A text in small letters and with plain apostrophes, as the words of the model are."""
+    return text.lower().replace(APOSTROPHE, "'")
 
 
 def facts(vectors: Vectors, source: space.Source) -> str:
