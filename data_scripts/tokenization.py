@@ -186,8 +186,10 @@ def loses_characters(tokenizer: PreTrainedTokenizerFast) -> bool:
     return tokenizer.unk_token_id in tokenizer("\N{SNOWMAN}\N{OGHAM LETTER RUIS}").input_ids
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str]) -> np.ndarray:
-    """All documents as one row of ids, `<|endoftext|>` before each.
+def encode_documents(
+    tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str], start_id: int | None = None
+) -> np.ndarray:
+    """All documents as one row of ids, `<|endoftext|>` before each, or the token `start_id`.
 
     Of a single document, all but the first id are predicted from what is before them, and stand
     for its text exactly: a loss summed over them, divided by `len(text)`, is nats per character.
@@ -198,7 +200,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[s
     """
     texts = [texts] if isinstance(texts, str) else texts
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
-    start = np.array([tokenizer.bos_token_id], dtype=dtype)
+    start = np.array([tokenizer.bos_token_id if start_id is None else start_id], dtype=dtype)
     pieces = (
         (piece, position == 0) for text in texts for position, piece in enumerate(_pieces(text))
     )
@@ -216,7 +218,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[s
             num_unknown += int((ids == tokenizer.unk_token_id).sum())
             rows += [start, ids] if starts_document else [ids]
     if num_unknown:
-        logger.warning("unknown tokens: %d, encoded as %s", num_unknown, END_OF_TEXT)
+        logger.warning("unknown tokens: %d, encoded as %s", num_unknown, tokenizer.unk_token)
     return np.concatenate(rows)
 
 

@@ -3,10 +3,11 @@
 A Transformer (Vaswani et al. 2017, "Attention is all you need") alternates two kinds of layer on a
 residual stream of shape (batch, time, hidden_size): *attention* moves information between
 positions, the *MLP* works on each position alone. With pre-normalisation (GPT-2) both read a
-normalised copy of the stream and add their result to it:
+normalised copy of the stream and add their result to it; with post-normalisation (the paper, BERT)
+the sum is normalised:
 
-    x = x + Attention(LayerNorm(x))
-    x = x + MLP(LayerNorm(x))
+    x = x + Attention(LayerNorm(x))            x = LayerNorm(x + Attention(x))
+    x = x + MLP(LayerNorm(x))                  x = LayerNorm(x + MLP(x))
 
 The blocks take everything from the config of the model that uses them: `hidden_size`,
 `num_attention_heads`, `intermediate_size`, `hidden_act`, `position_embedding_type`, ...
@@ -167,9 +168,13 @@ def eager_attention_forward(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: each position gathers what it needs from those it may see."""
+    """Multi-head self-attention: each position gathers what it needs from those it may see.
 
-    def __init__(self, config, layer_idx: int):
+    Args:
+        is_causal: whether a position sees only what is before it, where no mask says more.
+    """
+
+    def __init__(self, config, layer_idx: int, is_causal: bool = True):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -177,7 +182,7 @@ class Attention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.is_causal = True
+        self.is_causal = is_causal
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -236,10 +241,10 @@ class MLP(nn.Module):
 class Block(GradientCheckpointingLayer):
     """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config, layer_idx: int, is_causal: bool = True):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config, layer_idx)
+        self.attention = Attention(config, layer_idx, is_causal)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -251,6 +256,16 @@ class Block(GradientCheckpointingLayer):
         hidden_states = hidden_states + self.dropout(attended)
         normed = self.mlp_norm(hidden_states)
         return hidden_states + self.dropout(self.mlp(normed))
+
+
+class PostNormBlock(Block):
+    """One post-norm layer: norm(x + Attention(x)), then norm(x + MLP(x)), of the same parts."""
+
+    def forward(self, hidden_states, attention_mask=None, rotation=None, **kwargs):
+        """(batch, time, hidden_size) -> (batch, time, hidden_size)."""
+        attended, _ = self.attention(hidden_states, attention_mask, rotation, **kwargs)
+        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
+        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
 
 @torch.no_grad()

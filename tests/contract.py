@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from groundup.models.bert import BERTConfig, BERTForMaskedLM, BERTForSequenceClassification
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
+from groundup.models.seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from groundup.models.word2vec import Word2VecConfig, Word2VecModel
 
 
@@ -221,7 +223,119 @@ def rnn(cell_type: str) -> Row:
     )
 
 
+def a_translation(config: PreTrainedConfig) -> dict:
+    """A short source, and what was written of its target."""
+    tokens = torch.arange(3, 15)[None] % config.vocab_size
+    return {"input_ids": tokens, "decoder_input_ids": tokens[:, :5]}
+
+
+def seq2seq(attention_type: str) -> Row:
+    """Seq2seq: targets of random tokens, so each of the tokens is as likely."""
+
+    def model():
+        return Seq2SeqForConditionalGeneration(
+            Seq2SeqConfig(vocab_size=VOCABULARY, hidden_size=48, attention_type=attention_type)
+        )
+
+    def batch():
+        labels = torch.randint(3, VOCABULARY, (4, 10))
+        return {
+            "input_ids": torch.randint(3, VOCABULARY, (4, 12)),
+            "decoder_input_ids": torch.nn.functional.pad(labels[:, :-1], (1, 0), value=1),
+            "labels": labels,
+        }
+
+    def padding(model, side):
+        sources = [torch.randint(3, VOCABULARY, (length,)) for length in (5, 9, 3)]
+        target = torch.randint(3, VOCABULARY, (3, 6))
+        ids = torch.zeros(3, 9, dtype=torch.long)
+        for row, source in zip(ids, sources, strict=True):
+            row[slice(len(source)) if side == "right" else slice(-len(source), None)] = source
+        scores = model(ids, (ids > 0).long(), decoder_input_ids=target).logits
+        return [
+            (scores[i], model(source[None], decoder_input_ids=target[i : i + 1]).logits[0])
+            for i, source in enumerate(sources)
+        ]
+
+    return Row(
+        name=f"seq2seq-{attention_type}",
+        model=model,
+        batch=batch,
+        initial_loss=math.log(VOCABULARY),
+        auto_class="AutoModelForSeq2SeqLM",
+        example=a_translation,
+        padding=padding,
+        overfit_lr=2e-2,
+        overfit_steps=90,
+    )
+
+
+def bert_config(**options) -> BERTConfig:
+    """The shape of a tiny BERT."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 3, "max_position_embeddings": 24}
+    return BERTConfig(**(sizes | options))
+
+
+BERT_KEY_BIASES = {key.replace("model.", "bert.", 1): why for key, why in KEY_BIASES.items()}
+
+
+def bert_masked_lm() -> Row:
+    """BERT: hidden tokens of random text, so each of the tokens is as likely."""
+
+    def batch():
+        tokens = torch.randint(1, VOCABULARY, (4, 24))  # all positions are used
+        hidden = torch.arange(24) % 4 == 1
+        segments = (torch.arange(24) > 12).long().expand_as(tokens)
+        return {
+            "input_ids": tokens.masked_fill(hidden, 1),
+            "token_type_ids": segments,
+            "labels": tokens.masked_fill(~hidden, -100),
+        }
+
+    return Row(
+        name="bert-masked-lm",
+        model=lambda: BERTForMaskedLM(bert_config()),
+        batch=batch,
+        initial_loss=math.log(VOCABULARY),
+        auto_class="AutoModelForMaskedLM",
+        example=some_tokens,
+        padding=token_padding(VOCABULARY),
+        padding_sides=("right",),  # positions count from the left edge, as BERT's do
+        unused=BERT_KEY_BIASES,
+    )
+
+
 CLASSES = 7
+
+
+def bert_classification() -> Row:
+    """BERT: random texts, so each of the classes is as likely."""
+
+    def batch():
+        tokens = torch.randint(1, VOCABULARY, (8, 24))
+        segments = (torch.arange(24) > 12).long().expand_as(tokens)
+        labels = torch.arange(8) % CLASSES
+        return {"input_ids": tokens, "token_type_ids": segments, "labels": labels}
+
+    def padding(model, side):
+        texts = [torch.randint(1, VOCABULARY, (length,)) for length in (5, 9, 3)]
+        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        scores = model(input_ids=ids, attention_mask=(ids > 0).long()).logits
+        alone = [model(input_ids=text[None]).logits[0] for text in texts]
+        return list(zip(scores, alone, strict=True))
+
+    return Row(
+        name="bert-classification",
+        model=lambda: BERTForSequenceClassification(bert_config(num_labels=CLASSES)),
+        batch=batch,
+        initial_loss=math.log(CLASSES),
+        auto_class="AutoModelForSequenceClassification",
+        example=some_tokens,
+        padding=padding,
+        padding_sides=("right",),
+        unused=BERT_KEY_BIASES,
+    )
 
 
 def resnet(name: str, **options) -> Row:
@@ -255,11 +369,6 @@ def cnn() -> Row:
     def batch():
         return {"pixel_values": torch.randn(8, 3, 12, 12), "labels": torch.arange(8) % CLASSES}
 
-    fixed = {
-        f"cnn.groups.{i}.norms.{j}.weight": "normalisations have a shift but no scale"
-        for i in range(2)
-        for j in range(2)
-    }
     return Row(
         name="cnn",
         model=model,
@@ -269,7 +378,6 @@ def cnn() -> Row:
         example=some_picture,
         padding="the pictures of a batch are of one size",
         evaluation_differs="BatchNorm takes the batch's statistics in training only",
-        unused=fixed | {"cnn.whitening.weight": "computed from pictures before training"},
         overfit_lr=1.0,  # the scores are made small by `logit_scale`
     )
 
@@ -330,6 +438,9 @@ def word2vec(architecture: str) -> Row:
 ROWS = [
     *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
     *(rnn(cell_type) for cell_type in ("rnn", "gru", "lstm")),
+    *(seq2seq(attention_type) for attention_type in ("additive", "general", "dot", "none")),
+    bert_masked_lm(),
+    bert_classification(),
     cnn(),
     word2vec("skip-gram"),
     word2vec("cbow"),

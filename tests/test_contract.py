@@ -234,7 +234,8 @@ def _publish(row: Row, folder: Path) -> list[dict]:
 def _pretrained(source: Path, folder: Path) -> dict:
     """The row that this trained model belongs to says what may be put into it."""
     config = AutoConfig.from_pretrained(source)
-    row = next(row for row in ROWS if row.make()[0].config.model_type == config.model_type)
+    (name,) = config.architectures
+    row = next(row for row in ROWS if type(row.make()[0]).__name__ == name)
     folder.mkdir(parents=True)
     _write(row.example(config), folder / f"{row.auto_class}.batch")
     entry = {"name": source.name, "source": str(source), "known": str(folder)}

@@ -7,6 +7,7 @@ does the wrapping; what is here says where, how large, and what becomes of it.
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,18 +41,22 @@ class FineTuneArguments:
             raise ValueError("--lora_rank changes a trained model: name it with --base_model")
 
 
-def load_base_model(name: str, model_args, chosen: set[str]):
+def load_base_model(
+    name: str, model_args, chosen: set[str], auto_class=AutoModelForCausalLM, **options
+):
     """A trained model, from a folder or the Hub, with the dropout that the arguments give.
 
     Args:
         chosen: names of the arguments that the user gave, rather than a default config.
+        auto_class: of the task; a head that the trained model does not have is a new one.
+        options: for its config, such as the names of classes.
 
     Raises:
         ValueError: the arguments ask for another shape than it has.
     """
     given = asdict(model_args)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=torch.float32, **{key: given[key] for key in CHANGEABLE}
+    model = auto_class.from_pretrained(
+        name, dtype=torch.float32, **{key: given[key] for key in CHANGEABLE}, **options
     )
     for option in sorted(chosen & set(given) - CHANGEABLE):
         asked, has = given[option], getattr(model.config, option, None)
@@ -86,20 +91,31 @@ def content_of(name: str, model_class) -> str:
     return config._commit_hash
 
 
-def add_lora(model, rank: int, new_tokens: list[int]) -> PeftModel:
+def add_lora(
+    model,
+    rank: int,
+    new_tokens: Sequence[int] = (),
+    task_type: str = "CAUSAL_LM",
+    new_modules: list[str] | None = None,
+) -> PeftModel:
     """LoRA on every linear map but the output layer; the embedding's rows of new tokens in full.
+
+    What the base model does not have is trained in full, too, and kept with the adapter.
 
     Args:
         rank: r. The scale alpha is 2 r, so that a rank needs no learning rate of its own.
         new_tokens: ids that the base model has not seen; a change of rank r to rows that mean
             nothing yet would be of no use.
+        task_type: PEFT's name of the task.
+        new_modules: names of the modules that the base model does not have.
     """
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         target_modules="all-linear",
-        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
-        task_type="CAUSAL_LM",
+        trainable_token_indices={"embed_tokens": list(new_tokens)} if new_tokens else None,
+        task_type=task_type,
+        modules_to_save=new_modules,
     )
     return get_peft_model(model, config)
 

@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
+import sacrebleu
 import torch
 
 from groundup.data_scripts.tokenization import IGNORED_LABEL
@@ -38,11 +39,8 @@ class LanguageModelLoss(evaluate.Metric):
         }
 
 
-class Accuracy(evaluate.Metric):
-    """The share of examples whose predicted class is the true one, by scikit-learn.
-
-    `metric.compute(predictions=[..], references=[..])` gives `accuracy`, from 0 to 1.
-    """
+class ClassMetric(evaluate.Metric):
+    """A metric of predicted and true classes."""
 
     def _info(self):
         integers = {name: datasets.Value("int64") for name in ("predictions", "references")}
@@ -50,10 +48,51 @@ class Accuracy(evaluate.Metric):
             description=self.__doc__, citation="", features=datasets.Features(integers)
         )
 
+
+class Accuracy(ClassMetric):
+    """The share of examples whose predicted class is the true one, by scikit-learn.
+
+    `metric.compute(predictions=[..], references=[..])` gives `accuracy`, from 0 to 1.
+    """
+
     def _compute(self, predictions, references):
         from sklearn.metrics import accuracy_score  # slow to import, and not all runs need it
 
         return {"accuracy": accuracy_score(references, predictions)}
+
+
+class MatthewsCorrelation(ClassMetric):
+    """How predicted and true classes go together, by scikit-learn: 0 for guessing, 1 at best.
+
+    Other than accuracy it gives nothing for always naming the commoner class.
+    `metric.compute(predictions=[..], references=[..])` gives `matthews_correlation`.
+    """
+
+    def _compute(self, predictions, references):
+        from sklearn.metrics import matthews_corrcoef
+
+        return {"matthews_correlation": matthews_corrcoef(references, predictions)}
+
+
+class BLEU(evaluate.Metric):
+    """How alike translations and references are, by sacrebleu (Papineni et al. 2002; Post 2018).
+
+    `metric.compute(predictions=[..], references=[..])` gives `bleu`, from 0 to 100, over the whole
+    set, one reference each; `BLEU_SIGNATURE` says how it was counted.
+    """
+
+    def _info(self):
+        texts = {name: datasets.Value("string") for name in ("predictions", "references")}
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", features=datasets.Features(texts)
+        )
+
+    def _compute(self, predictions, references):
+        return {"bleu": sacrebleu.corpus_bleu(predictions, [references]).score}
+
+
+# Case counts, and sacrebleu cuts texts into words itself.
+BLEU_SIGNATURE = f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
 
 
 def block_losses(logits, labels):

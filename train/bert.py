@@ -1,0 +1,423 @@
+"""Trains BERT: an encoder that fills in blanks, and then judges sentences.
+
+    accelerate launch -q train/bert.py                                  # fills in blanks
+    accelerate launch -q train/bert.py --text corpus/ --output_dir runs/my_bert
+    accelerate launch -q train/bert.py --config configs/bert_sst2.yaml  # goes on with SST-2
+    accelerate launch -q train/bert.py --config configs/bert_sst2.yaml --lora_rank 8 \\
+        --learning_rate 0.002 --output_dir runs/bert_sst2_lora
+    accelerate launch -q train/bert.py --evaluate_only                  # score runs/bert
+
+Sentences are judged by a `--base_model` that was trained on blanks; `--random_weights` takes only
+its shape and tokenizer, which shows what that training was worth.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    set_seed,
+)
+
+from groundup.data_scripts.english import load_english
+from groundup.data_scripts.glue import CLASSES, load_glue
+from groundup.data_scripts.masking import MaskedBlocks
+from groundup.data_scripts.sources import describe
+from groundup.data_scripts.text import load_text
+from groundup.data_scripts.tokenization import IGNORED_LABEL
+from groundup.data_scripts.wordpiece import (
+    encode_running,
+    pieces_that_go_on,
+    specials_of,
+    train_wordpiece,
+)
+from groundup.models.bert import BERTConfig, BERTForMaskedLM, BERTForSequenceClassification
+from groundup.train import adapters, recipe, report
+from groundup.train.metrics import Accuracy, MatthewsCorrelation
+from groundup.train.publishing import publish
+
+BLANKS = "blanks"
+SCORES = {BLANKS: "masked_accuracy", "sst2": "accuracy", "cola": "matthews_correlation"}
+# Of the held-out books, how many blocks the pseudo-perplexity is taken over, and how many copies of
+# one, each with another blank, are read at once.
+SCORED_BLOCKS, COPIES = 32, 63
+USAGE = {
+    BLANKS: """from transformers import pipeline
+
+fill = pipeline("fill-mask", "path/to/this/folder", trust_remote_code=True)
+print(fill("the old [MASK] sat by the fire .")[0]["sequence"])""",
+    "sentences": """from transformers import pipeline
+
+judge = pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)
+print(judge("a film with a heart , and no head ."))""",
+}
+LABELS = {
+    "masked_accuracy": "Blanks that are guessed right",
+    "nats_per_blank": "Loss, nats a blank",
+    "pseudo_perplexity": "Pseudo-perplexity, per word piece",
+    "accuracy": "Accuracy",
+    "matthews_correlation": "Matthews correlation",
+}
+EXAMPLES = (
+    "the old [MASK] sat by the fire .",
+    "he opened the [MASK] and went out .",
+    "she was very [MASK] to see him .",
+    "london is the capital of [MASK] .",
+)
+ModelArguments = recipe.model_arguments(BERTConfig, leave_out=["vocab_size"])
+
+
+@dataclass
+class TaskArguments:
+    """What there is to learn, and from which text."""
+
+    task: str = field(default=BLANKS, metadata={"help": "blanks, sst2 or cola."})
+    text: str | None = field(
+        default=None, metadata={"help": "A text file or a folder of them, to fill in blanks of."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder that holds the data set's files."}
+    )
+    tokenizer_vocab_size: int = field(default=8192, metadata={"help": "Number of word pieces."})
+    whole_words: bool = field(
+        default=False, metadata={"help": "Blank out words rather than pieces of them."}
+    )
+    split: str = field(
+        default="test",
+        metadata={"help": "Sentences to score on: validation, to choose settings by, or test."},
+    )
+    random_weights: bool = field(
+        default=False, metadata={"help": "Of base_model, take shape and tokenizer only."}
+    )
+
+    def __post_init__(self):
+        if self.task not in SCORES:
+            raise ValueError(f"--task {self.task} is unknown: give {', '.join(SCORES)}")
+        if self.split not in ("validation", "test"):
+            raise ValueError(f"--split {self.split} is unknown: give validation or test")
+        if self.task != BLANKS and self.text is not None:
+            raise ValueError("--text is for --task blanks; sst2 and cola have their own sentences")
+
+
+def load_data(arguments: TaskArguments) -> DatasetDict:
+    """Documents (column `text`), or sentences with a `label`."""
+    if arguments.task != BLANKS:
+        return load_glue(arguments.task, arguments.data_dir)
+    if arguments.text is not None:
+        return load_text(arguments.text)
+    return load_english(arguments.data_dir)
+
+
+def check_choices(task_args, tune_args) -> None:
+    """Raises ValueError for flags that do not go together."""
+    if task_args.task == BLANKS:
+        for name in ("base_model", "lora_rank"):
+            if getattr(tune_args, name):
+                raise ValueError(f"--{name} is for --task sst2 and cola; blanks begin anew")
+    elif tune_args.base_model is None:
+        raise ValueError(
+            f"--task {task_args.task} goes on from a model that fills in blanks: name it with "
+            f"--base_model (pretrained/bert is one)"
+        )
+    if task_args.random_weights and tune_args.lora_rank:
+        raise ValueError("--lora_rank changes trained weights: leave out --random_weights")
+
+
+# ------------------------------------------------------------------------------- to fill in blanks
+
+
+def masked_blocks(tokenizer, texts, block_size: int, seed: int, whole_words: bool) -> MaskedBlocks:
+    """The documents, one after the other, with blanks."""
+    ids = encode_running(tokenizer, texts)
+    goes_on = pieces_that_go_on(tokenizer, ids) if whole_words else None
+    return MaskedBlocks(ids, specials_of(tokenizer), block_size, seed, goes_on)
+
+
+def blank_scores(logits, labels):
+    """Of each block, the -log p of what is missing and how often the best guess was right: (b, 3).
+
+    The third column is the number of blanks. An evaluation keeps these rather than its logits.
+    """
+    blanks = labels != IGNORED_LABEL
+    nats = torch.nn.functional.cross_entropy(
+        logits.float().mT, labels, reduction="none", ignore_index=IGNORED_LABEL
+    )
+    right = (logits.argmax(-1) == labels) & blanks
+    return torch.stack([x.sum(1).float() for x in (nats, right, blanks)], dim=1)
+
+
+def blank_metrics(out) -> dict[str, float]:
+    """Over all blanks: the share that is guessed right, and nats a blank."""
+    nats, right, blanks = out.predictions.sum(0)
+    return {SCORES[BLANKS]: float(right / blanks), "nats_per_blank": float(nats / blanks)}
+
+
+@torch.no_grad()
+def pseudo_perplexity(model, blocks: MaskedBlocks) -> float:
+    """How surprised a model is by each token, with all others of its block in sight.
+
+    exp of the mean of -log p(token | the rest), each token blanked out by itself (Salazar et al.
+    2020, "Masked language model scoring"), over blocks at equal distances.
+    """
+    was_training = model.training
+    model.eval()
+    total, count, specials = 0.0, 0, blocks.specials
+    for number in np.linspace(0, len(blocks) - 1, min(SCORED_BLOCKS, len(blocks))).astype(int):
+        block = blocks[int(number)]
+        blanked = block["labels"] != IGNORED_LABEL
+        ids = torch.where(blanked, block["labels"], block["input_ids"]).to(model.device)
+        places = (ids >= specials.first_word).nonzero().flatten()
+        for some in places.split(COPIES):
+            copies, rows = ids.repeat(len(some), 1), torch.arange(len(some))
+            copies[rows, some] = specials.mask
+            log_p = model(copies).logits[rows, some].float().log_softmax(-1)
+            total -= log_p[rows, ids[some]].sum().item()
+        count += len(places)
+    model.train(was_training)
+    return math.exp(total / count)
+
+
+# ------------------------------------------------------------------------------ to judge sentences
+
+
+def encode_sentences(tokenizer, dataset: DatasetDict) -> DatasetDict:
+    """Sentences as tokens; those that are too long are cut, and it is said how many."""
+    encoded, limit = {}, tokenizer.model_max_length
+    for split, rows in dataset.items():
+        columns = dict(tokenizer(list(rows["text"]), truncation=True))
+        full = sum(len(ids) == limit for ids in columns["input_ids"])
+        if full:
+            print(f"{split}: {full} sentences fill {limit} tokens or were cut")
+        encoded[split] = Dataset.from_dict({**columns, "label": list(rows["label"])})
+    return DatasetDict(encoded)
+
+
+def make_classifier(tune_args, task_args, model_args, chosen: set[str]):
+    """A classifier on the base model, or on new weights of its shape; it may have LoRA."""
+    names = CLASSES[task_args.task]
+    options = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    model = adapters.load_base_model(
+        tune_args.base_model, model_args, chosen, AutoModelForSequenceClassification, **options
+    )
+    if task_args.random_weights:
+        model = BERTForSequenceClassification(model.config)
+    if tune_args.lora_rank:
+        new = ["pooler", "classifier"]
+        model = adapters.add_lora(model, tune_args.lora_rank, (), "SEQ_CLS", new_modules=new)
+    return model
+
+
+# --------------------------------------------------------------------------------------- the run
+
+
+@recipe.one_line_errors
+def main(argv=None):
+    """Arguments, data, model, fit, report. Returns what metrics.json holds."""
+    # 1. Arguments
+    config_name, task_args, model_args, tune_args, args = recipe.parse_arguments(
+        argv,
+        "bert",
+        TaskArguments,
+        ModelArguments,
+        adapters.FineTuneArguments,
+        description="Trains BERT.",
+    )
+    output_dir = Path(args.output_dir)
+    recipe.check_scorable(args)
+    check_choices(task_args, tune_args)
+    set_seed(args.seed)
+    fills_blanks = task_args.task == BLANKS
+
+    # 2. Data
+    dataset = load_data(task_args)
+    data = describe(dataset)
+    checkpoint = None
+    if args.evaluate_only:
+        recipe.note_other_data(args, data)
+        tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    else:
+        settings = recipe.settings_of(args, task_args, model_args, tune_args, data=data)
+        if tune_args.base_model:
+            content = adapters.content_of(tune_args.base_model, BERTForMaskedLM)
+            settings["base_model_content"] = content
+        checkpoint = recipe.prepare_folder(args, settings)
+        if fills_blanks:
+            tokenizer = train_wordpiece(
+                dataset["train"]["text"],
+                task_args.tokenizer_vocab_size,
+                model_args.max_position_embeddings,
+            )
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(tune_args.base_model)
+
+    # 3. Model
+    auto_class = AutoModelForMaskedLM if fills_blanks else AutoModelForSequenceClassification
+    if args.evaluate_only:
+        model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
+    elif fills_blanks:
+        model = BERTForMaskedLM(BERTConfig(vocab_size=len(tokenizer), **asdict(model_args)))
+    else:
+        model = make_classifier(tune_args, task_args, model_args, args.chosen)
+
+    # 4. Fit
+    if fills_blanks:
+        size, whole = model.config.max_position_embeddings, task_args.whole_words
+        train, scored = (
+            masked_blocks(tokenizer, dataset[split]["text"], size, seed, whole)
+            for split, seed in (("train", args.seed), ("validation", 0))
+        )
+        parts = {"preprocess_logits_for_metrics": blank_scores, "compute_metrics": blank_metrics}
+    else:
+        encoded = encode_sentences(tokenizer, dataset)
+        train, scored = encoded["train"], encoded[task_args.split]
+        metrics = [Accuracy(), MatthewsCorrelation()]
+        parts = {"data_collator": DataCollatorWithPadding(tokenizer)}
+        parts["compute_metrics"] = lambda out: {
+            name: value
+            for metric in metrics
+            for name, value in metric.compute(
+                predictions=out.predictions.argmax(-1), references=out.label_ids
+            ).items()
+        }
+    print(f"{data['source']}: {len(train):,} to train on, {len(scored):,} to score")
+    trainer = recipe.RunTrainer(
+        model, args, train_dataset=train, eval_dataset=scored, processing_class=tokenizer, **parts
+    )
+    trained = model.num_parameters(only_trainable=True)
+    if not args.evaluate_only:
+        print(f"{trained:,} parameters to train; vocabulary {len(tokenizer):,}")
+        trainer.train(checkpoint)
+    scores = trainer.scores()
+    model = trainer.whole_model()
+
+    # 5. Report
+    names = (SCORES[task_args.task], "nats_per_blank", "accuracy", "matthews_correlation")
+    metrics = {name: scores[name] for name in names if name in scores}
+    if fills_blanks:
+        with trainer.autocast_smart_context_manager():
+            metrics["pseudo_perplexity"] = pseudo_perplexity(model, scored)
+    run = report.run_metrics("bert", config_name, args, metrics, data, trainer.stopwatch.seconds)
+    if trainer.is_world_process_zero():
+        if not args.evaluate_only:
+            log = trainer.state.log_history
+            write_report(output_dir, run, model, tokenizer, log, task_args, tune_args, dataset)
+        print(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        if args.publish:
+            publish(args)
+    return run
+
+
+# ------------------------------------------------------------------------------------ the card
+
+
+@torch.no_grad()
+def guesses(model, tokenizer) -> str:
+    """What the model puts into some blanks, as Markdown."""
+    lines = ["| | |", "|---|---|"]
+    for text in EXAMPLES:
+        inputs = tokenizer(text, return_tensors="pt").to(model.device)
+        place = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
+        best = model.eval()(**inputs).logits[0, place].float().softmax(-1).topk(4)
+        words = (
+            f"{tokenizer.decode([i])} {p:.0%}"
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        lines.append(f"| {text} | {', '.join(words)} |")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def mistakes(model, tokenizer, sentences, number: int = 8) -> str:
+    """The sentences of whose wrong class a model is surest, as Markdown."""
+    wrong, names = [], model.config.id2label
+    for row in sentences:
+        inputs = tokenizer(row["text"], truncation=True, return_tensors="pt").to(model.device)
+        probabilities = model.eval()(**inputs).logits[0].float().softmax(-1)
+        guess = int(probabilities.argmax())
+        if guess != row["label"]:
+            wrong.append((float(probabilities[guess]), names[guess], row["text"]))
+    lines = ["| taken for | | |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {sure:.0%} | {text.replace('|', ' ')} |"
+        for sure, name, text in sorted(wrong, reverse=True)[:number]
+    ]
+    return "\n".join(lines)
+
+
+def write_report(
+    output_dir: Path, run: dict, model, tokenizer, log, task_args, tune_args, dataset
+) -> None:
+    """The model folder: weights, code, tokenizer, loss curve, card, and last metrics.json.
+
+    What LoRA has learned is kept as an adapter, and added to the weights of the model.
+    """
+    if tune_args.lora_rank:
+        adapters.save_adapter(model, tokenizer, output_dir)
+        model = model.merge_and_unload()
+    report.save_model(model, tokenizer, output_dir)
+    score = SCORES[task_args.task]
+    lines = {"loss": "training, nats", "eval_loss": "scored, nats"}
+    report.plot_loss(log, output_dir / "figures" / "loss.png", lines)
+    config, fills_blanks = model.config, task_args.task == BLANKS
+    about = (
+        f"A BERT of {model.num_parameters():,} parameters: {config.num_hidden_layers} layers, "
+        f"{config.hidden_size} wide, {config.num_attention_heads} heads, texts of up to "
+        f"{config.max_position_embeddings} tokens, {config.vocab_size:,} word pieces."
+    )
+    if fills_blanks:
+        task = "fill-mask"
+        sections = {"": f"{about} It fills in blanks.", "Guesses": guesses(model, tokenizer)}
+        limits = (
+            "It has read few books, most of them of the 19th century, and has their prejudices. "
+            "What it puts into a blank is likely, not true."
+        )
+    else:
+        task = "text-classification"
+        base = Path(tune_args.base_model).name
+        start = f"the weights of `{base}`"
+        if task_args.random_weights:
+            start = f"random weights, of the shape of `{base}`"
+        if tune_args.lora_rank:
+            start += f", changed by LoRA of rank {tune_args.lora_rank} (alone in `adapter/`)"
+        sections = {
+            "": f"{about} It judges sentences: {' or '.join(config.id2label.values())}. Training "
+            f"began with {start}.",
+            "Errors": "The mistakes that it is surest of:\n\n"
+            + mistakes(model, tokenizer, dataset[task_args.split]),
+        }
+        limits = (
+            "It has learned from single sentences of one kind; of others its probabilities mean "
+            "little. Do not judge people or their work by it."
+        )
+    known = task_args.text is None
+    report.write_card(
+        output_dir,
+        run,
+        title=f"{output_dir.name}: a small BERT",
+        language="en" if known else None,
+        license="apache-2.0" if known else None,
+        pipeline_tag=task,
+        task_name="Filling in blanks" if fills_blanks else "Text classification",
+        split="validation" if fills_blanks else task_args.split,
+        scores={name: LABELS[name] for name in {score: None, **run["metrics"]}},
+        usage=USAGE[BLANKS if fills_blanks else "sentences"],
+        datasets=None if fills_blanks else ["nyu-mll/glue"],
+        tags=["bert", task],
+        sections={
+            **sections,
+            "Training": "![loss](figures/loss.png)",
+            "What it is not good for": limits,
+        },
+    )
+    report.finish(output_dir, run)
+
+
+if __name__ == "__main__":
+    main()
