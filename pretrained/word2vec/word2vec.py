@@ -68,6 +68,11 @@ class Word2VecConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}; it must be a whole number of at least 1")
+        if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {self.pad_token_id}; unknown words need one of the "
+                f"{self.vocab_size} vectors: a whole number from 0 to {self.vocab_size - 1}"
+            )
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
                 f"architecture is {self.architecture!r}; it must be {' or '.join(ARCHITECTURES)}"
