@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-EXTRACTOR = ""  # identity of pretrained/cnn
+EXTRACTOR = "ff8bd2c89236"  # identity of pretrained/cnn
 DECISIVE = ("model.safetensors", "config.json", "preprocessor_config.json")
 
 

@@ -82,12 +82,24 @@ class CNNConfig(PreTrainedConfig):
         check_convolution_config(
             self, sizes=("num_channels", "whitening_size", "depth"), lists=("hidden_sizes",)
         )
+        if not self.logit_scale > 0:
+            raise ValueError(f"logit_scale is {self.logit_scale}; it must be above 0")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(
                 f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in (0, 1]"
             )
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+
+def keep_fixed(module: nn.Module) -> None:
+    """Makes a module's weight a buffer: saved and loaded as before, but not trained.
+
+    (`requires_grad=False` would not last: `from_pretrained` makes parameters anew.)
+    """
+    weight = module.weight.detach()
+    del module.weight
+    module.register_buffer("weight", weight)
 
 
 class Whitening(nn.Conv2d):
@@ -102,7 +114,7 @@ class Whitening(nn.Conv2d):
 
     def __init__(self, channels: int, size: int):
         super().__init__(channels, 2 * channels * size**2, size)
-        self.weight.requires_grad = False
+        keep_fixed(self)
 
     @torch.no_grad()
     def fit(self, pixel_values: torch.Tensor, eps: float = 5e-4) -> None:
@@ -116,6 +128,14 @@ class Whitening(nn.Conv2d):
         self.weight.copy_(torch.cat((filters, -filters)))
 
 
+class ShiftNorm(nn.BatchNorm2d):
+    """Normalisation with a shift but no scale: that stays 1."""
+
+    def __init__(self, channels: int, momentum: float):
+        super().__init__(channels, momentum=momentum)
+        keep_fixed(self)
+
+
 class Group(nn.Module):
     """Convolutions of one width, each with norm and activation; the first also pools."""
 
@@ -124,11 +144,9 @@ class Group(nn.Module):
         widths = [in_channels] + config.depth * [out_channels]
         self.convs = nn.ModuleList(convolution(*pair, 3) for pair in pairwise(widths))
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(out_channels, momentum=config.batch_norm_momentum)
-            for _ in range(config.depth)
+            ShiftNorm(out_channels, config.batch_norm_momentum) for _ in range(config.depth)
         )
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            norm.weight.requires_grad = False
+        for conv in self.convs:
             conv.norm_follows = True  # so that the filters' size means nothing
         self.pool = nn.MaxPool2d(2)
         self.act = activation(config.hidden_act)
@@ -192,7 +210,7 @@ class CNNModel(CNNPreTrainedModel):
 
         Returns:
             `last_hidden_state` (batch, channels, y', x'); `pooler_output` (batch, channels), its
-            maximum over the grid; where asked for, `hidden_states` after each group.
+            maximum over the grid; where asked for, `hidden_states` after whitening and each group.
 
         Raises:
             ValueError: the pictures have another number of channels, or are too small.

@@ -315,7 +315,7 @@ class ResNetPreTrainedModel(PreTrainedModel):
     def fold_norms(self):
         """For inference: each normalisation behind a convolution becomes part of its filters.
 
-        The answers stay; a ResNet-50 gives them up to 1.08 times as fast (benchmarks/resnet.py).
+        The answers stay; a ResNet-50 gives them 1.05 times as fast (benchmarks/resnet.py).
         What is left can neither be trained nor saved as a ResNet. Returns the model itself.
         """
         for module in self.modules():
@@ -352,7 +352,8 @@ class ResNetModel(ResNetPreTrainedModel):
 
         Returns:
             `last_hidden_state` (batch, channels, y', x'); `pooler_output` (batch, channels), its
-            mean over the grid; where asked for, `hidden_states`: after the stem and each stage.
+            mean over the grid; where asked for, `hidden_states`: after the stem and each stage (the
+            last of them after the final norm, where there is one).
 
         Raises:
             ValueError: the pictures have another number of channels.
