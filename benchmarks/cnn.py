@@ -12,6 +12,7 @@ import json
 
 import torch
 from side_by_side import large_product, profile, take_turns, write
+from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.data_scripts.images import EpochSampler, whole_batch
 from groundup.train import cnn, pictures, recipe
@@ -62,7 +63,7 @@ def main() -> None:
 
 def forward_flops(model, pixel_values) -> int:
     """Of one batch, by torch's own count."""
-    with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(pixel_values)
     return counter.get_total_flops()
 
