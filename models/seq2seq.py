@@ -36,7 +36,12 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from .recurrent import RecurrentLayer, RecurrentState, init_recurrent_weights
+from .recurrent import (
+    RecurrentLayer,
+    RecurrentState,
+    check_recurrent_config,
+    init_recurrent_weights,
+)
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -81,19 +86,7 @@ class Seq2SeqConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 1
 
     def __post_init__(self, **kwargs):
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if self.attention_type not in ATTENTIONS:
-            raise ValueError(
-                f"attention_type is {self.attention_type!r}; it must be one of "
-                f"{', '.join(ATTENTIONS)}"
-            )
-        if not 0 <= self.hidden_dropout < 1:
-            raise ValueError(f"hidden_dropout is {self.hidden_dropout}; it must be in [0, 1)")
-        if not self.initializer_range > 0:
-            raise ValueError(f"initializer_range is {self.initializer_range}; it must be above 0")
+        check_recurrent_config(self, "attention_type", ATTENTIONS)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
