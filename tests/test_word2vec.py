@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused():
 # ------------------------------------------------------------------------- the quick gradients
 
 
-def sampling_of(model, window=3, block=4, shared=5) -> NegativeSampling:
+def sampling_of(model, window=3, block=4, blocks_sharing=1, shared=5) -> NegativeSampling:
     return NegativeSampling(
         model.embed_tokens.weight.detach(),
         model.embed_contexts.weight.detach(),
@@ -150,11 +150,12 @@ def sampling_of(model, window=3, block=4, shared=5) -> NegativeSampling:
         torch.arange(1, 40, dtype=torch.int32),
         window,
         block,
+        blocks_sharing * block,
         shared,
     )
 
 
-def plain_loss(model, row, left, right, negatives, window, block):
+def plain_loss(model, row, left, right, negatives, window):
     """The loss of `Word2VecModel.forward` for the same guesses."""
     reach = torch.arange(-window, window + 1)
     reach = reach[reach != 0]
@@ -164,22 +165,24 @@ def plain_loss(model, row, left, right, negatives, window, block):
         row[window:-window],
         context_ids=row[place + reach],
         context_mask=mask,
-        negative_ids=negatives.repeat_interleave(block, 0)[:, None],
+        negative_ids=negatives.repeat_interleave(len(left) // len(negatives), 0)[:, None],
     ).loss, mask
 
 
 @both
-@pytest.mark.parametrize(("window", "block"), [(3, 4), (3, 1), (5, 16), (16, 5)])
-def test_hand_made_gradients_are_those_of_autograd(architecture, window, block):
-    model, blocks = make(architecture), 5
+@pytest.mark.parametrize(
+    ("window", "block", "blocks_sharing"), [(3, 4, 1), (3, 1, 2), (5, 16, 3), (16, 5, 6)]
+)
+def test_hand_made_gradients_are_those_of_autograd(architecture, window, block, blocks_sharing):
+    model, blocks = make(architecture), 6
     row = torch.randint(1, 40, (blocks * block + 2 * window,))
     left, right = draw_reaches(blocks * block, window)
     left[3] = right[3] = 0  # a word that looks at nothing
-    negatives = torch.randint(1, 40, (blocks, 5))
-    loss, mask = plain_loss(model, row, left, right, negatives, window, block)
+    negatives = torch.randint(1, 40, (blocks // blocks_sharing, 5))
+    loss, mask = plain_loss(model, row, left, right, negatives, window)
     loss.backward()
     guesses = mask.sum() if architecture == "skip-gram" else mask.any(1).sum()
-    sampling = sampling_of(model, window, block)
+    sampling = sampling_of(model, window, block, blocks_sharing)
     found = {id(t): torch.zeros_like(t) for t in (sampling.vectors, sampling.contexts)}
     for table, ids, gradient in sampling.gradients(row, left, right, negatives):
         found[id(table)].index_add_(0, ids.reshape(-1), gradient.reshape(-1, 6))
@@ -207,7 +210,7 @@ def test_an_update_goes_down_these_gradients_with_one_result_whatever_the_thread
         torch.manual_seed(1)
         before = sampling.loss(row, left, right)
         for _ in range(3):
-            sampling.update(row, left, right, 1e-4)
+            sampling.update(row, left, right, sampling.draw(len(left)), 1e-4)
         assert sampling.loss(row, left, right) < before
         results.append([t.weight.clone() for t in (model.embed_tokens, model.embed_contexts)])
     torch.set_num_threads(before_all)
@@ -225,7 +228,7 @@ def test_the_loss_for_the_log_is_the_plain_one(architecture):
     found = sampling.loss(row, left, right)
     torch.manual_seed(3)
     negatives = sampling.table[torch.randint(len(sampling.table), (5, 5))].long()
-    expected, _ = plain_loss(model, row, left, right, negatives, 3, 4)
+    expected, _ = plain_loss(model, row, left, right, negatives, 3)
     assert found == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -441,6 +444,7 @@ def text(tmp_path):
 
 def flags(text, folder, *more) -> list[str]:
     small = ["--hidden_size=8", "--per_device_train_batch_size=64", "--sample=0", "--window=2"]
+    small += ["--block=16", "--sharing=32"]
     often = ["--save_steps=2", "--logging_steps=1", "--disable_tqdm=true", "--learning_rate=0.05"]
     return ["--text", str(text), "--output_dir", str(folder), *small, *often, *more]
 
@@ -511,9 +515,9 @@ def test_flags_that_would_do_nothing_are_refused(text, tmp_path, capsys):
         ("--eval_strategy=steps", "--eval_steps=5"): ["--eval_steps, --eval_strategy would"],
         ("--report_to=none",): ["--report_to"],
         ("--muon_learning_rate=0.1",): ["--muon_learning_rate"],
-        ("--per_device_train_batch_size=40",): ["is 40", "multiple of --block, which is 32"],
-        ("--per_device_train_batch_size=0",): ["is 0", "multiple of --block", "32 would do"],
-        ("--block=48",): ["is 64", "multiple of --block, which is 48"],
+        ("--per_device_train_batch_size=40",): ["is 40", "multiple of --sharing, which is 32"],
+        ("--per_device_train_batch_size=0",): ["is 0", "multiple of --sharing", "32 would do"],
+        ("--block=48",): ["--sharing is 32", "multiple of --block, which is 48: 48 would do"],
         ("--max_vocab_size=0",): ["--max_vocab_size is 0; it must be at least 1"],
         ("--evaluate_only",): ["holds no model to score"],
     }

@@ -9,8 +9,8 @@ Word2Vec in Shared and Distributed Memory"):
   pairs; those out of reach are masked. That computes too much, and is many times quicker. The rows
   of neighbouring blocks overlap: each word's vector is fetched once for all blocks, and changed
   once.
-- The centres of a block share N negatives, each with the weight K / N, in place of K of their own.
-  The expectation of the loss and of its gradient is the same.
+- Some blocks in a row share N negatives, each with the weight K / N, in place of K of their own for
+  each centre. The expectation of the loss and of its gradient is the same.
 
 With s a score, y 1 for a pair and 0 for a negative, c its weight, the derivative of the loss is
 c (sigmoid(s) - y); call the matrix of these, negated, G: (T, words). All else is two products:
@@ -72,35 +72,52 @@ class NegativeSampling:
         architecture, num_negatives: as in `Word2VecConfig`.
         table: of `negative_table`.
         window: the furthest word that a centre looks at.
-        block: T, centres that share their negatives.
+        block: T, centres whose surroundings are one row.
+        sharing: centres that share their negatives, whole blocks.
         shared_negatives: N.
     """
 
     def __init__(
-        self, vectors, contexts, architecture, num_negatives, table, window, block, shared_negatives
+        self,
+        vectors,
+        contexts,
+        architecture,
+        num_negatives,
+        table,
+        window,
+        block,
+        sharing,
+        shared_negatives,
     ):
         self.vectors, self.contexts = vectors, contexts
         self.is_skip_gram = architecture == "skip-gram"
         self.gradients = self.skip_gram if self.is_skip_gram else self.cbow
         self.num_negatives, self.table = num_negatives, table
-        self.window, self.block, self.shared_negatives = window, block, shared_negatives
+        self.window, self.block = window, block
+        self.sharing, self.shared_negatives = sharing, shared_negatives
         self.width = block + 2 * window
         self.patterns = reach_patterns(window, block, mean=not self.is_skip_gram)
         self.patterns = self.patterns.to(vectors.device)
         self.place = torch.arange(block, device=vectors.device)
 
-    def update(self, row, left, right, rate: float) -> None:
+    def draw(self, count: int) -> torch.Tensor:
+        """Negatives for so many centres: (count / sharing, N).
+
+        For many updates at once: they come from all over the table, which takes a while.
+        """
+        drawn = torch.randint(len(self.table), (count // self.sharing, self.shared_negatives))
+        return self.table[drawn].long().to(self.vectors.device)
+
+    def update(self, row, left, right, negatives, rate: float) -> None:
         """One step of SGD on the sum of the losses of all guesses.
 
         Args:
             row: (window + blocks * block + window,), consecutive words; the outer ones are only
                 looked at.
             left, right: (blocks * block,), int8, the reach of each centre.
+            negatives: of `draw`, for as many centres.
             rate: learning rate.
         """
-        blocks = len(left) // self.block
-        drawn = torch.randint(len(self.table), (blocks, self.shared_negatives))
-        negatives = self.table[drawn].long().to(row.device)
         for table, ids, gradient in self.gradients(row, left, right, negatives):
             add_rows(table, ids, gradient.mul_(rate))
 
@@ -141,14 +158,12 @@ class NegativeSampling:
         centres, seen, number = self.arrange(row, left, right)
         v = look_up(self.vectors, centres)  # (blocks, block, d)
         u = self.around(look_up(self.contexts, row))  # (blocks, width, d)
-        u_negative = look_up(self.contexts, negatives)  # (blocks, N, d)
         right_g = torch.bmm(v, u.transpose(1, 2)).neg_().sigmoid_().mul_(seen)
-        wrong_g = torch.bmm(v, u_negative.transpose(1, 2)).sigmoid_()
-        wrong_g.mul_(number * (-self.num_negatives / negatives.shape[1]))
+        back, of_negatives = self.from_negatives(v, negatives, number)
         return [
-            (self.vectors, centres, torch.bmm(right_g, u).baddbmm_(wrong_g, u_negative)),
+            (self.vectors, centres, back.baddbmm_(right_g, u)),
             (self.contexts, row, self.add_overlapping(torch.bmm(right_g.transpose(1, 2), v))),
-            (self.contexts, negatives, torch.bmm(wrong_g.transpose(1, 2), v)),
+            (self.contexts, negatives, of_negatives),
         ]
 
     def cbow(self, row, left, right, negatives) -> list[tuple]:
@@ -158,18 +173,35 @@ class NegativeSampling:
         """
         centres, average, number = self.arrange(row, left, right)
         v = self.around(look_up(self.vectors, row))  # (blocks, width, d)
-        u, u_negative = look_up(self.contexts, centres), look_up(self.contexts, negatives)
+        u = look_up(self.contexts, centres)
         hidden = torch.bmm(average, v)  # (blocks, block, d)
         there = (number > 0).float()
         right_g = (hidden * u).sum(2, keepdim=True).neg_().sigmoid_().mul_(there)
-        wrong_g = torch.bmm(hidden, u_negative.transpose(1, 2)).sigmoid_()  # (blocks, block, N)
-        wrong_g.mul_(there * (-self.num_negatives / negatives.shape[1]))
-        back = torch.bmm(wrong_g, u_negative).addcmul_(right_g, u)
+        back, of_negatives = self.from_negatives(hidden, negatives, there)
+        back.addcmul_(right_g, u)
         return [
             (self.vectors, row, self.add_overlapping(torch.bmm(average.transpose(1, 2), back))),
-            (self.contexts, centres, hidden * right_g),
-            (self.contexts, negatives, torch.bmm(wrong_g.transpose(1, 2), hidden)),
+            (self.contexts, centres, hidden.mul_(right_g)),
+            (self.contexts, negatives, of_negatives),
         ]
+
+    def from_negatives(self, hidden, negatives, weight):
+        """How the shared negatives change what guesses them, and are changed: -gradient.
+
+        Args:
+            hidden: (blocks, block, d), what is compared with them.
+            negatives: (groups, N); a group is `sharing` centres, some blocks.
+            weight: (blocks, block, 1), how often each centre guesses.
+
+        Returns:
+            (blocks, block, d), (groups, N, d).
+        """
+        grouped = hidden.view(len(negatives), -1, hidden.shape[2])  # (groups, sharing, d)
+        u = look_up(self.contexts, negatives)  # (groups, N, d)
+        g = torch.bmm(grouped, u.transpose(1, 2)).sigmoid_()  # (groups, sharing, N)
+        share = -self.num_negatives / negatives.shape[1]
+        g.mul_(weight.view(len(negatives), -1, 1) * share)
+        return torch.bmm(g, u).view_as(hidden), torch.bmm(g.transpose(1, 2), grouped)
 
     def loss(self, row, left, right) -> float:
         """The mean loss of the guesses of a row, in nats, with negatives drawn anew."""

@@ -113,16 +113,25 @@ class WordArguments:
     sample: float = field(
         default=1e-3, metadata={"help": "Words of a larger share are often left out. 0: none."}
     )
-    block: int = field(default=16, metadata={"help": "Words in a row that share negatives."})
+    block: int = field(
+        default=16, metadata={"help": "Words in a row whose surroundings are looked at as one."}
+    )
+    sharing: int = field(default=32, metadata={"help": "Words in a row that share negatives."})
     shared_negatives: int = field(default=16, metadata={"help": "How many negatives they share."})
 
     def __post_init__(self):
-        for name in ("min_count", "max_vocab_size", "window", "block", "shared_negatives"):
+        sizes = ("min_count", "max_vocab_size", "window", "block", "sharing", "shared_negatives")
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
         if self.window > 100 or self.block > 100 - self.window:
             raise ValueError("--window and --block are too large: at most 100 together")
+        if self.sharing % self.block:
+            raise ValueError(
+                f"--sharing is {self.sharing}; it must be a multiple of --block, which is "
+                f"{self.block}: {max(1, round(self.sharing / self.block)) * self.block} would do"
+            )
         if self.sample < 0:
             raise ValueError(f"--sample is {self.sample}; it must be 0 or more")
 
@@ -154,6 +163,7 @@ class WordSteps:
             negative_table(vocabulary.counts),
             word_args.window,
             word_args.block,
+            word_args.sharing,
             word_args.shared_negatives,
         )
         self.device = model.device
@@ -190,13 +200,15 @@ class WordSteps:
         some = min(LOSS_BLOCKS * self.block, len(left))
         loss = self.sampling.loss(row[: some + 2 * self.window], left[:some], right[:some])
         self.check(n, math.isfinite(loss))
-        for start in range(0, len(left), self.batch):
+        negatives = self.sampling.draw(len(left)).split(self.batch // self.sampling.sharing)
+        for start, some in zip(range(0, len(left), self.batch), negatives, strict=True):
             stop = start + self.batch
             done = (n - 1 + start / len(left)) / self.args.max_steps
             self.sampling.update(
                 row[start : stop + 2 * self.window],
                 left[start:stop],
                 right[start:stop],
+                some,
                 self.args.learning_rate * (1 - done),
             )
         # After the last step there is no loss to tell.
@@ -222,11 +234,11 @@ def check_choices(word_args: WordArguments, args: recipe.RunArguments) -> None:
             f"Word2Vec trains by plain SGD, whose rate falls to 0: --{', --'.join(useless)} would "
             f"do nothing; leave it out"
         )
-    batch, block = args.per_device_train_batch_size, word_args.block
-    if batch < 1 or batch % block:
+    batch, sharing = args.per_device_train_batch_size, word_args.sharing
+    if batch < 1 or batch % sharing:
         raise ValueError(
-            f"--per_device_train_batch_size is {batch}; it must be a multiple of --block, which is "
-            f"{block}: {max(1, round(batch / block)) * block} would do"
+            f"--per_device_train_batch_size is {batch}; it must be a multiple of --sharing, which "
+            f"is {sharing}: {max(1, round(batch / sharing)) * sharing} would do"
         )
     if args.world_size > 1:
         raise ValueError("Word2Vec trains in one process: launch it without --multi_gpu")
