@@ -42,6 +42,7 @@ from .recurrent import (
     check_recurrent_config,
     init_recurrent_weights,
 )
+from .seq2seq_common import check_inputs, check_special_tokens, label_loss, shift_right
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -49,7 +50,6 @@ AUTO_MAP = {
     "AutoModel": "seq2seq.Seq2SeqModel",
     "AutoModelForSeq2SeqLM": "seq2seq.Seq2SeqForConditionalGeneration",
 }
-IGNORED_LABEL = -100  # what Hugging Face losses leave out
 
 
 class Seq2SeqConfig(PreTrainedConfig):
@@ -87,6 +87,7 @@ class Seq2SeqConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_recurrent_config(self, "attention_type", ATTENTIONS)
+        check_special_tokens(self)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
@@ -279,10 +280,6 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         self.decoder = Decoder(config, self.embed_tokens)
         self.post_init()
 
-    def get_encoder(self, modality: str | None = None) -> Encoder:
-        """What `generate` lets read the source, once."""
-        return self.encoder
-
     @can_return_tuple
     def forward(
         self,
@@ -312,10 +309,7 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         Raises:
             ValueError: neither or both sources, or no target.
         """
-        if (input_ids is None) == (encoder_outputs is None):
-            raise ValueError("give either input_ids or encoder_outputs")
-        if decoder_input_ids is None:
-            raise ValueError("give decoder_input_ids: at least decoder_start_token_id")
+        check_inputs(input_ids, encoder_outputs, decoder_input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if encoder_outputs is None:
@@ -357,10 +351,6 @@ class Seq2SeqForConditionalGeneration(Seq2SeqPreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # `generate` begins without a cache, and the first call makes ours
 
-    def get_encoder(self, modality: str | None = None) -> Encoder:
-        """What `generate` lets read the source, once."""
-        return self.model.encoder
-
     @can_return_tuple
     def forward(
         self,
@@ -397,11 +387,8 @@ class Seq2SeqForConditionalGeneration(Seq2SeqPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(self.dropout(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         return Seq2SeqLMOutput(
-            loss=loss,
+            loss=None if labels is None else label_loss(logits, labels),
             logits=logits,
             past_key_values=outputs.past_key_values,
             cross_attentions=outputs.cross_attentions,
@@ -410,9 +397,7 @@ class Seq2SeqForConditionalGeneration(Seq2SeqPreTrainedModel, GenerationMixin):
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The tokens before each label, as transformers' collator asks: (batch, target)."""
-        shifted = labels.new_full(labels.shape, self.config.decoder_start_token_id)
-        shifted[:, 1:] = labels[:, :-1]
-        return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
+        return shift_right(labels, self.config)
 
 
 __all__ = ["Seq2SeqConfig", "Seq2SeqForConditionalGeneration", "Seq2SeqModel"]

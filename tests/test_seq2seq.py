@@ -202,6 +202,7 @@ def test_greedy_generation_is_the_best_token_each_time():
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_dropout": 1.0}, r"must be in \[0, 1\)"),
         ({"initializer_range": 0.0}, "must be above 0"),
+        ({"decoder_start_token_id": None}, "decoder_start_token_id is None; it must be a token"),
     ],
 )
 def test_a_wrong_config_says_what_is_wrong(options, message):
@@ -306,8 +307,9 @@ def test_a_run_learns_to_translate_and_leaves_what_it_should(finished):
     files = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     assert {name for name in files if not name.startswith("checkpoint-")} == {
         *("model.safetensors", "config.json", "generation_config.json", "seq2seq.py"),
-        *("recurrent.py", "tokenizer.json", "tokenizer_config.json", "README.md"),
-        *("metrics.json", "settings.json", "figures/loss.png", "figures/attention.png"),
+        *("recurrent.py", "seq2seq_common.py", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "metrics.json", "settings.json"),
+        *("figures/loss.png", "figures/attention.png"),
     }
     run = json.loads((finished / "metrics.json").read_text())
     assert run["metrics"]["bleu"] > 60
