@@ -2,7 +2,7 @@
 
 import transformers
 
-from . import bert, cnn, gpt, resnet, rnn, seq2seq, word2vec
+from . import bert, cnn, gpt, resnet, rnn, seq2seq, seq2seq_transformer, word2vec
 
 
 def register(module) -> None:
@@ -19,5 +19,5 @@ def register(module) -> None:
         getattr(transformers, auto).register(key, cls, exist_ok=True)
 
 
-for _module in (bert, cnn, gpt, resnet, rnn, seq2seq, word2vec):
+for _module in (bert, cnn, gpt, resnet, rnn, seq2seq, seq2seq_transformer, word2vec):
     register(_module)

@@ -9,6 +9,8 @@ the sum is normalised:
     x = x + Attention(LayerNorm(x))            x = LayerNorm(x + Attention(x))
     x = x + MLP(LayerNorm(x))                  x = LayerNorm(x + MLP(x))
 
+A decoder that writes of another text looks at that text between the two (`CrossBlock`).
+
 The blocks take everything from the config of the model that uses them: `hidden_size`,
 `num_attention_heads`, `intermediate_size`, `hidden_act`, `position_embedding_type`, ...
 """
@@ -27,14 +29,15 @@ POSITION_EMBEDDING_TYPES = ("learned", "sinusoidal", "rotary", "alibi")
 
 def check_transformer_config(config):
     """Raises ValueError, in one line that says what would be right, for a shape that cannot be."""
-    sizes = (
+    sizes = [
         "vocab_size",
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
         "intermediate_size",
-        "max_position_embeddings",
-    )
+    ]
+    if hasattr(config, "max_position_embeddings"):  # a model of waves alone needs no limit
+        sizes.append("max_position_embeddings")
     for name in sizes:
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
@@ -68,6 +71,24 @@ def check_transformer_config(config):
 
 
 # ------------------------------------------------------------------------------------- positions
+
+
+def count_positions(inputs_embeds, attention_mask, past: int) -> torch.LongTensor:
+    """0, 1, 2, ... from the first token that is not padding: (batch or 1, time)."""
+    time, device = inputs_embeds.shape[1], inputs_embeds.device
+    if attention_mask is not None and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
+    return torch.arange(past, past + time, device=device)[None]
+
+
+def add_sinusoidal_positions(inputs_embeds, position_ids) -> torch.Tensor:
+    """sqrt(dim) * embedding + waves: (batch, time, dim), from (batch, time, dim) and (.., time).
+
+    Scaled up as in the paper (3.4), or the waves would drown the embeddings.
+    """
+    dim = inputs_embeds.shape[-1]
+    waves = sinusoidal_positions(position_ids, dim).to(inputs_embeds.dtype)
+    return inputs_embeds * dim**0.5 + waves
 
 
 def sinusoidal_positions(positions: torch.Tensor, dim: int) -> torch.Tensor:
@@ -193,11 +214,9 @@ class Attention(nn.Module):
         self, hidden_states, attention_mask=None, rotation=None, past_key_values=None, **kwargs
     ):
         """(batch, time, hidden_size) -> the same, and the attention weights (None under SDPA)."""
-        batch, time, _ = hidden_states.shape
-        heads = (batch, time, self.num_heads, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query = self.split_heads(self.q_proj(hidden_states))
+        key = self.split_heads(self.k_proj(hidden_states))
+        value = self.split_heads(self.v_proj(hidden_states))
         # each (batch, heads, time, head_dim)
         if rotation is not None:
             # Under autocast the angles are fp32: what is rotated keeps its own dtype.
@@ -205,11 +224,18 @@ class Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
             # key, value: (batch, heads, past + time, head_dim)
+        return self.attend(query, key, value, attention_mask, **kwargs)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+    def split_heads(self, states):
+        """(batch, time, hidden_size) -> (batch, heads, time, head_dim)."""
+        return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def attend(self, query, key, value, attention_mask, **kwargs):
+        """What each query gathers, (batch, time, hidden_size), and with which weights."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attend(
+        output, weights = attention(
             self,
             query,
             key,
@@ -219,8 +245,47 @@ class Attention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        output = output.reshape(batch, time, -1)  # the heads side by side again
+        output = output.flatten(-2)  # the heads side by side again: (batch, time, hidden_size)
         return self.o_proj(output), weights
+
+
+class CrossAttention(Attention):
+    """Attention to another text: queries come from this one, keys and values from an encoder's."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx, is_causal=False)
+
+    def forward(
+        self,
+        hidden_states,
+        encoder_hidden_states,
+        attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        """Gathers what each position needs from the other text.
+
+        Args:
+            hidden_states: (batch, target, hidden_size)
+            encoder_hidden_states: (batch, source, hidden_size)
+            past_key_values: an EncoderDecoderCache. The other text stays as it is while this one
+                grows: its keys and values are made once, and kept there.
+
+        Returns:
+            (batch, target, hidden_size), and the attention weights (None under SDPA).
+        """
+        query = self.split_heads(self.q_proj(hidden_states))
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            kept = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return self.attend(query, kept.keys, kept.values, attention_mask, **kwargs)
+        key = self.split_heads(self.k_proj(encoder_hidden_states))
+        value = self.split_heads(self.v_proj(encoder_hidden_states))
+        # each (batch, heads, source, head_dim)
+        if past_key_values is not None:
+            cache = past_key_values.cross_attention_cache
+            key, value = cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return self.attend(query, key, value, attention_mask, **kwargs)
 
 
 class MLP(nn.Module):
@@ -266,6 +331,44 @@ class PostNormBlock(Block):
         attended, _ = self.attention(hidden_states, attention_mask, rotation, **kwargs)
         hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class CrossBlock(Block):
+    """One pre-norm layer of a decoder, which looks at another text, too.
+
+    x + Attention(norm(x)), then x + CrossAttention(norm(x), encoder), then x + MLP(norm(x)).
+    """
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attention = CrossAttention(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask,
+        encoder_hidden_states,
+        encoder_attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        """(batch, target, hidden_size) -> the same, with a look at (batch, source, hidden_size).
+
+        The masks are as the attention implementation wants them; `past_key_values` is an
+        EncoderDecoderCache.
+        """
+        own = None if past_key_values is None else past_key_values.self_attention_cache
+        normed = self.attention_norm(hidden_states)
+        attended, _ = self.attention(normed, attention_mask, past_key_values=own, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        normed = self.cross_attention_norm(hidden_states)
+        attended, _ = self.cross_attention(
+            normed, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        normed = self.mlp_norm(hidden_states)
+        return hidden_states + self.dropout(self.mlp(normed))
 
 
 @torch.no_grad()

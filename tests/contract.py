@@ -20,6 +20,10 @@ from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
 from groundup.models.seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration
+from groundup.models.seq2seq_transformer import (
+    Seq2SeqTransformerConfig,
+    Seq2SeqTransformerForConditionalGeneration,
+)
 from groundup.models.word2vec import Word2VecConfig, Word2VecModel
 
 
@@ -229,6 +233,30 @@ def a_translation(config: PreTrainedConfig) -> dict:
     return {"input_ids": tokens, "decoder_input_ids": tokens[:, :5]}
 
 
+def translation_batch() -> dict:
+    """Sources, and targets of random tokens behind the start, which is token 1."""
+    labels = torch.randint(3, VOCABULARY, (4, 10))
+    return {
+        "input_ids": torch.randint(3, VOCABULARY, (4, 12)),
+        "decoder_input_ids": torch.nn.functional.pad(labels[:, :-1], (1, 0), value=1),
+        "labels": labels,
+    }
+
+
+def translation_padding(model, side):
+    """How padding of the source is tested."""
+    sources = [torch.randint(3, VOCABULARY, (length,)) for length in (5, 9, 3)]
+    target = torch.randint(3, VOCABULARY, (3, 6))
+    ids = torch.zeros(3, 9, dtype=torch.long)
+    for row, source in zip(ids, sources, strict=True):
+        row[slice(len(source)) if side == "right" else slice(-len(source), None)] = source
+    scores = model(ids, (ids > 0).long(), decoder_input_ids=target).logits
+    return [
+        (scores[i], model(source[None], decoder_input_ids=target[i : i + 1]).logits[0])
+        for i, source in enumerate(sources)
+    ]
+
+
 def seq2seq(attention_type: str) -> Row:
     """Seq2seq: targets of random tokens, so each of the tokens is as likely."""
 
@@ -237,36 +265,42 @@ def seq2seq(attention_type: str) -> Row:
             Seq2SeqConfig(vocab_size=VOCABULARY, hidden_size=48, attention_type=attention_type)
         )
 
-    def batch():
-        labels = torch.randint(3, VOCABULARY, (4, 10))
-        return {
-            "input_ids": torch.randint(3, VOCABULARY, (4, 12)),
-            "decoder_input_ids": torch.nn.functional.pad(labels[:, :-1], (1, 0), value=1),
-            "labels": labels,
-        }
-
-    def padding(model, side):
-        sources = [torch.randint(3, VOCABULARY, (length,)) for length in (5, 9, 3)]
-        target = torch.randint(3, VOCABULARY, (3, 6))
-        ids = torch.zeros(3, 9, dtype=torch.long)
-        for row, source in zip(ids, sources, strict=True):
-            row[slice(len(source)) if side == "right" else slice(-len(source), None)] = source
-        scores = model(ids, (ids > 0).long(), decoder_input_ids=target).logits
-        return [
-            (scores[i], model(source[None], decoder_input_ids=target[i : i + 1]).logits[0])
-            for i, source in enumerate(sources)
-        ]
-
     return Row(
         name=f"seq2seq-{attention_type}",
         model=model,
-        batch=batch,
+        batch=translation_batch,
         initial_loss=math.log(VOCABULARY),
         auto_class="AutoModelForSeq2SeqLM",
         example=a_translation,
-        padding=padding,
+        padding=translation_padding,
         overfit_lr=2e-2,
         overfit_steps=90,
+    )
+
+
+def seq2seq_transformer() -> Row:
+    """Seq2seq by a Transformer: as above."""
+
+    def model():
+        sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+        config = Seq2SeqTransformerConfig(vocab_size=VOCABULARY, **sizes)
+        return Seq2SeqTransformerForConditionalGeneration(config)
+
+    attentions = ("encoder", "attention"), ("decoder", "attention"), ("decoder", "cross_attention")
+    return Row(
+        name="seq2seq-transformer",
+        model=model,
+        batch=translation_batch,
+        initial_loss=math.log(VOCABULARY),
+        auto_class="AutoModelForSeq2SeqLM",
+        example=a_translation,
+        padding=translation_padding,
+        overfit_lr=5e-3,
+        unused={
+            key.replace("layers", f"{stack}.layers").replace("attention", attention): why
+            for key, why in KEY_BIASES.items()
+            for stack, attention in attentions
+        },
     )
 
 
@@ -439,6 +473,7 @@ ROWS = [
     *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
     *(rnn(cell_type) for cell_type in ("rnn", "gru", "lstm")),
     *(seq2seq(attention_type) for attention_type in ("additive", "general", "dot", "none")),
+    seq2seq_transformer(),
     bert_masked_lm(),
     bert_classification(),
     cnn(),
