@@ -103,6 +103,8 @@ class BERTPreTrainedModel(PreTrainedModel):
     config_class = BERTConfig
     base_model_prefix = "bert"
     supports_gradient_checkpointing = True
+    # The losses are means over the batch that was given; Trainer divides by what it accumulates.
+    accepts_loss_kwargs = False
     _no_split_modules = ["PostNormBlock"]
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -248,8 +250,6 @@ class BERTForMaskedLM(BERTPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
@@ -265,14 +265,7 @@ class BERTForMaskedLM(BERTPreTrainedModel):
             vocab_size), in the order in which they stand, since the others' would be most of the
             work and nobody asks; `hidden_states` and `attentions` where asked for.
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.training:
             hidden = labels != -100
@@ -306,8 +299,6 @@ class BERTForSequenceClassification(BERTPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
@@ -323,14 +314,7 @@ class BERTForSequenceClassification(BERTPreTrainedModel):
         Raises:
             ValueError: a label is not the number of a class.
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state[:, 0]).tanh()  # of [CLS]
         logits = self.classifier(self.dropout(pooled))
         loss = None

@@ -499,6 +499,19 @@ def test_lora_trains_a_tenth_and_leaves_an_adapter(task_flags, finished, tmp_pat
     assert_close(adapted.eval()(ids).logits, merged.eval()(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_accumulated_batches_are_one_batch(task_flags, tmp_path):
+    """2 x 8 = 16: the gradient is that of the mean, not of the sum."""
+    log = []
+    for batch, accumulate in ((16, 1), (8, 2)):
+        sizes = [f"--per_device_train_batch_size={batch}", "--max_steps=1", "--logging_steps=1"]
+        sizes += [f"--gradient_accumulation_steps={accumulate}", "--save_steps=1"]
+        folder = tmp_path / f"run-{batch}"
+        bert.main(task_flags(folder, *sizes, "--hidden_dropout=0"))
+        state = json.loads((folder / "checkpoint-1" / "trainer_state.json").read_text())
+        log.append([entry["grad_norm"] for entry in state["log_history"] if "grad_norm" in entry])
+    assert log[1] == pytest.approx(log[0], rel=1e-3) and len(log[0]) == 1
+
+
 def test_random_weights_take_only_the_shape(task_flags, finished, tmp_path):
     bert.main(task_flags(tmp_path / "run", "--random_weights", "--max_steps", "1"))
     before, after = (load_file(f / "model.safetensors") for f in (finished, tmp_path / "run"))
@@ -555,15 +568,21 @@ def test_a_task_needs_a_model_to_go_on_from(glue_dir, finished, tmp_path, capsys
         assert words in error and error.count("\n") == 1
 
 
-def test_it_is_a_sentence_encoder_through_sentence_transformers(finished):
+def test_it_is_a_sentence_encoder_through_sentence_transformers(finished, tmp_path):
+    """As the card says; also as it is published, in bf16."""
     from sentence_transformers import SentenceTransformer  # slow to import, and one test needs it
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    encoder = Transformer(str(finished))
-    sentences = ["the old man", "he had known kings and ships ."]
-    found = SentenceTransformer(modules=[encoder, Pooling(32)]).encode(sentences)
+    sentences = ["the old man", "he had known kings and ships .", "wolves " * 50]
+    encoder = SentenceTransformer(str(finished), trust_remote_code=True)
+    found = torch.from_numpy(encoder.encode(sentences, normalize_embeddings=True))
     model = BERTModel.from_pretrained(finished, dtype=torch.float32).eval()
     for sentence, vector in zip(sentences, found, strict=True):
-        inputs = encoder.tokenizer(sentence, return_tensors="pt")
+        inputs = encoder.tokenizer(sentence, truncation=True, return_tensors="pt")
         expected = model(**inputs).last_hidden_state[0].mean(0)
-        assert_close(torch.from_numpy(vector), expected.detach(), rtol=1e-4, atol=1e-5)
+        expected = torch.nn.functional.normalize(expected, dim=0)
+        assert_close(vector, expected.detach(), rtol=1e-4, atol=1e-5)
+    model.bfloat16().save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    encoder = SentenceTransformer(str(tmp_path), trust_remote_code=True)
+    short = torch.from_numpy(encoder.encode(sentences, normalize_embeddings=True))
+    assert_close(short, found, rtol=0, atol=0.05)

@@ -52,7 +52,14 @@ USAGE = {
     BLANKS: """from transformers import pipeline
 
 fill = pipeline("fill-mask", "path/to/this/folder", trust_remote_code=True)
-print(fill("the old [MASK] sat by the fire .")[0]["sequence"])""",
+print(fill("the old [MASK] sat by the fire .")[0]["sequence"])
+
+# A vector of a sentence: the mean of its states, of length 1. Nothing has taught the model yet that
+# sentences of one meaning should be neighbours; sentence-transformers can.
+from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer("path/to/this/folder", trust_remote_code=True)
+vectors = encoder.encode(["an old man", "a storm at sea"], normalize_embeddings=True)""",
     "sentences": """from transformers import pipeline
 
 judge = pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)
