@@ -255,6 +255,8 @@ class Seq2SeqPreTrainedModel(PreTrainedModel):
     config: Seq2SeqConfig
     config_class = Seq2SeqConfig
     base_model_prefix = "model"
+    # The loss is a mean over the batch that was given; Trainer divides by what it accumulates.
+    accepts_loss_kwargs = False
     _no_split_modules = ["RecurrentLayer"]
     _is_stateful = True  # a state cannot be taken back by some tokens, as keys and values can
 

@@ -116,6 +116,8 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
     config: Seq2SeqTransformerConfig
     config_class = Seq2SeqTransformerConfig
     base_model_prefix = "model"
+    # The loss is a mean over the batch that was given; Trainer divides by what it accumulates.
+    accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block", "CrossBlock"]
     _supports_sdpa = True

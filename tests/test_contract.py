@@ -1,6 +1,7 @@
 """The contract: what every model of Groundup does. The models are declared in `contract.py`."""
 
 import copy
+import inspect
 import json
 import math
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_every_parameter_gets_a_gradient(row: Row):
         else:
             assert gradient.abs().max() > noise, f"{name} gets no gradient"
     assert set(unused) <= {name for name, _ in model.named_parameters()}
+
+
+@every_row
+def test_the_loss_of_accumulated_batches_is_divided_once(row: Row):
+    """Trainer leaves that to a model which takes `**kwargs`, unless it says that it does not."""
+    model, batch = row.make()
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if getattr(model, "accepts_loss_kwargs", takes_all):
+        some, twice = (run(model, batch | {"num_items_in_batch": n})["loss"] for n in (500, 1000))
+        torch.testing.assert_close(some, 2 * twice)
 
 
 @every_row
