@@ -37,14 +37,7 @@ CIFAR10 = (
 HUB_EXAMPLES = "datasets/uoft-cs/cifar10/plain_text/test-00000-of-00001.parquet"
 SECONDS_FOR_EXAMPLES = 20
 CSS = """
-/* Titles above what they name, as those of other blocks, not upon it. */
-.block:has(> label.float) {display: flex; flex-direction: column}
 .block > .image-container {flex: 1; min-height: 0}
-.block > label.float {
-    position: static; align-self: start; padding: 10px 12px 6px; font-size: var(--text-md);
-    background: none; border: none; box-shadow: none; color: var(--block-title-text-color);
-}
-.block > label.float > span {display: none}
 .picture .image-frame img {width: 100%; height: 100%; object-fit: contain}
 .pixels img {image-rendering: pixelated}
 .examples .grid-wrap {height: auto; min-height: 0; padding-top: 0}

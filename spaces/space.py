@@ -47,6 +47,18 @@ CSS = """
 .tab-like-container input {width: 60px !important}
 footer .divider:last-of-type {display: none}
 [data-testid="status-tracker"]:has(.error) {display: none !important}  /* the message says it */
+/* Titles above what they name, as those of other blocks, not upon it. */
+.block:has(> label.float) {display: flex; flex-direction: column}
+.block > label[data-testid="block-label"] {
+    position: static; align-self: start; margin: 0; padding: 10px 12px 6px;
+    font-size: var(--text-md);
+    background: none; border: none; box-shadow: none; color: var(--block-title-text-color);
+}
+.block > label[data-testid="block-label"] > span {display: none}
+.table-container .label p {
+    color: var(--block-title-text-color); font-size: var(--text-md);
+    font-weight: var(--block-title-text-weight);
+}
 @media (max-width: 640px) {.gradio-container > main {padding: 12px !important}}
 """
 
@@ -110,20 +122,32 @@ class Source:
     Args:
         name: a Hub name or a folder.
         revision: a branch, tag or commit of the Hub.
+        variable: of the environment, which says so.
     """
 
     name: str
     revision: str | None = None
+    variable: str = "MODEL_ID"
 
     @classmethod
-    def from_environment(cls, config: str) -> "Source":
+    def from_environment(cls, config: str, prefix: str = "") -> "Source":
         """What MODEL_ID and MODEL_REVISION say; else `pretrained/<config>` of the clone around.
 
         The visitor has no say in it, because the model's own code is run.
+
+        Args:
+            config: of the run that made the model.
+            prefix: of both variables' names, for a Space's second model.
         """
         clone = Path(__file__).resolve().parent.parent.parent
-        name = os.environ.get("MODEL_ID") or str(clone / "pretrained" / config)
-        return cls(name, os.environ.get("MODEL_REVISION") or None)
+        variable = f"{prefix}MODEL_ID"
+        name = os.environ.get(variable) or str(clone / "pretrained" / config)
+        return cls(name, os.environ.get(f"{prefix}MODEL_REVISION") or None, variable)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the environment names no model, and no clone around has one."""
+        return not (os.environ.get(self.variable) or Path(self.name).is_dir())
 
     def load(self, *auto_classes):
         """One object of each class, as in `model, tokenizer = load(AutoModel, AutoTokenizer)`.
@@ -143,8 +167,8 @@ class Source:
                 why = "there is no such folder"
             at = f" at revision {self.revision}" if self.revision else ""
             print(
-                f"cannot load the model {self.name}{at} ({why}); set MODEL_ID to the Hub name or "
-                f"the folder of one",
+                f"cannot load the model {self.name}{at} ({why}); set {self.variable} to the Hub "
+                f"name or the folder of one",
                 file=sys.stderr,
             )
             sys.exit(2)

@@ -5,6 +5,7 @@ journey in headless Chromium.
 """
 
 import ast
+import html
 import io
 import json
 import re
@@ -14,6 +15,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import CancelledError
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -24,10 +26,18 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from groundup.data_scripts.tokenization import train_tokenizer
+from groundup.data_scripts.wordpiece import train_wordpiece
 from groundup.data_scripts.words import word_tokenizer
+from groundup.models.bert import BERTConfig, BERTForMaskedLM, BERTForSequenceClassification
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
@@ -47,19 +57,21 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @pytest.mark.parametrize("row", ROWS)
 def test_in_a_clone_a_space_finds_its_model(row):
-    """What an app.py names is a config, and has been trained."""
+    """What an app.py names are configs, and have been trained."""
     code = (SPACES / row / "app.py").read_text()
-    (config,) = re.findall(r'(?:config=|from_environment\()"(\w+)"', code)
+    configs = re.findall(r'(?:config=|from_environment\()"(\w+)"', code)
     root = SPACES.parent
-    assert (root / "configs" / f"{config}.yaml").is_file()
-    assert (root / "pretrained" / config / "config.json").is_file()
+    assert configs
+    for config in configs:
+        assert (root / "configs" / f"{config}.yaml").is_file()
+        assert (root / "pretrained" / config / "config.json").is_file()
 
 
 # -------------------------------------------------------------------------------- the one process
 
 # Runs each app.py as `python app.py` does, but goes on when its server stands. What it is given:
-# a list of {name, folder, model, revision, data, loads}; where to report, to write errors, to look
-# for the end.
+# a list of {name, folder, model, revision, sentiment, data, loads}; where to report, to write
+# errors, to look for the end.
 SERVE = """
 import contextlib, io, json, os, runpy, sys, time
 from pathlib import Path
@@ -83,8 +95,9 @@ for entry in json.loads(manifest.read_text()):
     os.chdir(entry["folder"])
     os.environ["MODEL_ID"] = entry["model"]
     os.environ["MODEL_REVISION"] = entry["revision"]
+    os.environ["SENTIMENT_MODEL_ID"] = entry["sentiment"]
     os.environ["GROUNDUP_DATA"] = entry["data"]
-    for name in ("space", "pictures", "writing"):
+    for name in ("space", "painting", "pictures", "writing"):
         sys.modules.pop(name, None)
     sys.path.insert(0, entry["folder"])
     said, code = io.StringIO(), None
@@ -193,6 +206,32 @@ def tiny_vectors(folder: Path) -> Path:
     return folder
 
 
+FABLE = """the old man sat by a fire , and told of kings < and of ships
+the quick brown fox jumps over the lazy dog ."""
+
+
+def tiny_bert(folder: Path, model_class, **config) -> Path:
+    """A BERT with random weights, saved with its code and tokenizer."""
+    tokenizer = train_wordpiece([FABLE], 120, CONTEXT)
+    torch.manual_seed(0)
+    model = model_class(
+        BERTConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CONTEXT,
+            initializer_range=0.4,
+            **config,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    run = {"metrics": {"masked_accuracy": 0.3, "accuracy": 0.8}, "data": {"name": "a test"}}
+    (folder / "metrics.json").write_text(json.dumps(run))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
     """What the Spaces are given to load, by `row` or `row-variant`."""
@@ -210,7 +249,11 @@ def models(tmp_path_factory) -> dict[str, Path]:
         **names,
     )
     resnet = tiny_classifier(folder / "resnet", ResNetForImageClassification(small))
+    bert = tiny_bert(folder / "bert", BERTForMaskedLM)
     return {
+        "bert": bert,
+        "bert-alone": bert,
+        "bert-moods": bert,
         "cnn": cnn,
         "resnet": resnet,
         "resnet-damaged-data": resnet,
@@ -230,6 +273,20 @@ def revision(models) -> str:
     for name in ("config.json", "gpt.py", "metrics.json"):
         api.upload_file(repo_id=repository, path_in_repo=name, path_or_fileobj=b"no longer")
     return good.oid
+
+
+@pytest.fixture(scope="session")
+def sentiment(tmp_path_factory) -> dict[str, Path]:
+    """The second model of BERT's Space, by the name of the first."""
+    classes = {"bert": ["negative", "positive"], "bert-moods": ["sad", "<glad>", "angry"]}
+    return {
+        name: tiny_bert(
+            tmp_path_factory.mktemp("sentiment"),
+            BERTForSequenceClassification,
+            id2label=dict(enumerate(labels)),
+        )
+        for name, labels in classes.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -258,7 +315,7 @@ def data(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def served(fresh_python, models, revision, data, tmp_path_factory):
+def served(fresh_python, models, revision, sentiment, data, tmp_path_factory):
     """All Spaces, running: {name: {url}}, {row-broken: {code, said}}, pid, errors."""
     folder = tmp_path_factory.mktemp("served")
     manifest = []
@@ -266,7 +323,7 @@ def served(fresh_python, models, revision, data, tmp_path_factory):
         shutil.copytree(SPACES / row, folder / "spaces" / row)
         # One folder up from where it was in the clone, so that no pretrained/ is near.
         entry = {"folder": str(folder / "spaces" / row), "revision": "", "data": ""}
-        entry["loads"] = False
+        entry |= {"loads": False, "sentiment": ""}
         manifest.append(entry | {"name": f"{row}-no-folder", "model": str(folder / "nothing")})
         manifest.append(entry | {"name": f"{row}-no-repository", "model": "nobody/nothing"})
         for name in [name for name in models if name.split("-")[0] == row]:
@@ -274,7 +331,11 @@ def served(fresh_python, models, revision, data, tmp_path_factory):
             given["data"] = data.get(name, "")
             if name == "gpt-bpe":
                 given |= {"model": "user/spaces-gpt-bpe", "revision": revision}
+            given["sentiment"] = str(sentiment.get(name, ""))
             manifest.append(entry | given)
+            if name == "bert":
+                wrong = {"name": "bert-no-sentiment", "sentiment": "nobody/nothing"}
+                manifest.append(entry | given | wrong | {"loads": False})
     (folder / "manifest.json").write_text(json.dumps(manifest))
     report, errors, end = folder / "report.json", folder / "errors.txt", folder / "end"
 
@@ -352,7 +413,8 @@ def test_a_space_stands_alone(row):
         "pathlib",
         "sys",
     }
-    standard |= {"time", "io", "functools", "itertools", "random"}
+    standard |= {"time", "io", "functools", "itertools", "random", "re"}
+    shared = {path.stem for path in SPACES.glob("*.py")}
     for path in (SPACES / row).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -361,7 +423,7 @@ def test_a_space_stands_alone(row):
                 names = [node.module]
             for name in names:
                 name = {"PIL": "pillow"}.get(name.partition(".")[0], name.partition(".")[0])
-                assert name in {*required, *standard, "space", "pictures", "writing"}, name
+                assert name in {*required, *standard, *shared}, name
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -379,6 +441,7 @@ def test_what_is_served(served, models):
         page = httpx.get(f"{served[name]['url']}config").text
         nats = "**1.500** nats per character"
         scores = {"gpt": nats, "rnn": nats, "word2vec": "WordSim-353 **0.500**"}
+        scores["bert"] = "right on **30.0%** of the blanks in the validation text of a test"
         assert scores.get(name.split("-")[0], "**50.0%** of the test pictures of a test") in page
 
 
@@ -882,6 +945,183 @@ def test_a_unit_is_painted_over_a_text(rnn, models, no_traceback):
             rnn.client.predict(*wrong, api_name="/paint")
 
 
+# ------------------------------------------------------------------------------------------- BERT
+
+
+class Asker(Visitor):
+    """Somebody who has texts read."""
+
+    def ask(self, name: str, text: str | None):
+        return self.result(self.client.submit(text, api_name=f"/{name}"))
+
+
+@pytest.fixture(scope="session")
+def bert(served):
+    return Asker(served["bert"]["url"])
+
+
+def shares(label: dict) -> dict[str, float]:
+    """What a `gr.Label` shows."""
+    return {entry["label"]: entry["confidence"] for entry in label.get("confidences", [])}
+
+
+def colours(page: str) -> list[tuple[str, float]]:
+    """The pieces of a painted text and their values."""
+    text = page.partition('<div class="legend">')[0]
+    spans = re.findall(r"rgba\((\d+), \d+, \d+, ([\d.]+)\)\">([^<]*)</span>", text)
+    return [
+        (html.unescape(piece), float(alpha) * (1 if red == "234" else -1))
+        for red, alpha, piece in spans
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blanks", [1, 2, 4])
+def test_blanks_are_filled_in(bert, models, blanks, no_traceback):
+    """Also one that is written small, or twice in a row."""
+    text = {
+        1: "The old [MASK] sat <by",
+        2: "A < and [mask][Mask].",
+        4: "[MASK], [MASK] <\n[MASK]s old [MASK]",
+    }[blanks]
+    page, *found = bert.ask("fill", text)
+    model = AutoModelForMaskedLM.from_pretrained(models["bert"])
+    tokenizer = AutoTokenizer.from_pretrained(models["bert"])
+    ids = tokenizer(re.sub(r"(?i)\[mask\]", "[MASK]", text), return_tensors="pt").input_ids
+    logits = model(ids).logits[ids == tokenizer.mask_token_id]
+    assert len(found) == 4 and not any(found[blanks:]) and len(logits) == blanks
+    best = []
+    for guesses, scores in zip(found, logits, strict=False):
+        top = scores.softmax(-1).topk(5)
+        tokens = tokenizer.convert_ids_to_tokens(top.indices.tolist())
+        expected = dict(zip(tokens, top.values.tolist(), strict=True))
+        assert shares(guesses) == pytest.approx(expected, abs=1e-5)
+        best.append(tokens[0])
+    expected = re.sub(r"(?i)\[mask\]", lambda _: best.pop(0), text)
+    assert "".join(piece for piece, _ in colours(page)) == expected
+    assert max(value for _, value in colours(page)) >= 0.15 and "&lt;" in page
+    assert not bert.warnings
+
+
+@torch.no_grad()
+def test_the_words_that_decide(bert, sentiment, no_traceback):
+    """Against the model, asked of one text after the other."""
+    words, gaps = ["The", "old", "kingships", ",", ">", "man", "."], [" ", " ", "", " ", "", "", ""]
+    text = "".join(word + gap for word, gap in zip(words, gaps, strict=True))
+    classes, page, table = bert.ask("judge", text)
+    model = AutoModelForSequenceClassification.from_pretrained(sentiment["bert"])
+    tokenizer = AutoTokenizer.from_pretrained(sentiment["bert"])
+
+    def scores(pieces):
+        ids = tokenizer.convert_tokens_to_ids(["[CLS]", *pieces, "[SEP]"])
+        return model(torch.tensor([ids])).logits[0]
+
+    pieces = [tokenizer.tokenize(word) for word in words]
+    assert len(pieces[2]) > 1  # all of which are taken away together
+    whole = scores(chain(*pieces))
+    effects = {}
+    for i, word in enumerate(words):
+        some = [["[MASK]"] * len(x) if i == j else x for j, x in enumerate(pieces)]
+        negative, positive = (whole - scores(chain(*some))).tolist()
+        effects[word] = positive - negative
+    chances = dict(zip(["negative", "positive"], whole.softmax(-1).tolist(), strict=True))
+    assert shares(classes) == pytest.approx(chances, abs=1e-5)
+    largest = sorted(effects, key=lambda word: -abs(effects[word]))[:5]
+    assert [word for word, _ in table["data"]] == largest
+    found = [float(value) for _, value in table["data"]]
+    assert found == pytest.approx([effects[word] for word in largest], abs=0.006)
+    painted = [value for piece, value in colours(page) for _ in piece]
+    assert "".join(piece for piece, _ in colours(page)) == text
+    for word, effect in effects.items():
+        expected = max(-1, min(1, effect / 2))
+        assert painted[text.index(word)] == pytest.approx(expected, abs=0.026)
+    assert "decides for negative" in page and "for positive" in page
+    # ">" is no letter of its training text.
+    assert bert.warnings == ["The model has never seen these, and reads [UNK] in their place: &gt;"]
+
+
+@torch.no_grad()
+def test_of_several_classes_the_likeliest_is_decided_for(served, sentiment, no_traceback):
+    asker = Asker(served["bert-moods"]["url"])
+    classes, page, table = asker.ask("judge", "an old")
+    model = AutoModelForSequenceClassification.from_pretrained(sentiment["bert-moods"])
+    tokenizer = AutoTokenizer.from_pretrained(sentiment["bert-moods"])
+    chances = {}
+    for text in ("an old", "[MASK] old", "an [MASK]"):
+        inputs = tokenizer(text, return_tensors="pt")
+        found = model(**inputs).logits[0].softmax(-1)
+        chances[text] = dict(zip(["sad", "<glad>", "angry"], found, strict=True))
+    best = max(chances["an old"], key=chances["an old"].get)
+    odds = {text: (found[best] / (1 - found[best])).log() for text, found in chances.items()}
+    assert shares(classes)[best] == pytest.approx(chances["an old"][best].item(), abs=1e-5)
+    found = {word: float(value) for word, value in table["data"]}
+    for word, text in (("an", "[MASK] old"), ("old", "an [MASK]")):
+        assert found[word] == pytest.approx((odds["an old"] - odds[text]).item(), abs=0.006)
+    assert f"decides for not {html.escape(best)}" in page
+
+
+def test_what_bert_does_not_read(bert, no_traceback):
+    page, *_ = bert.ask("fill", "an old [MASK] " * 3 + "and so on " * 20)
+    assert bert.warnings == ["The model reads only the first 30 word pieces of this text."]
+    assert colours(page)[-1][0].endswith("and so on ")  # what is not read is shown
+    _, _, table = bert.ask("judge", "the " * 80)
+    assert {word for word, _ in table["data"]} == {"the"} and len(bert.warnings) == 1
+    bert.ask("fill", "\N{SNOWMAN} \N{SNOWMAN} [MASK]")
+    assert bert.warnings[0].endswith("in their place: \N{SNOWMAN}")
+    accents = bert.ask("judge", "\N{LATIN CAPITAL LETTER A WITH GRAVE}n OLD m\xe4n")[0]
+    assert shares(accents) == shares(bert.ask("judge", "an old man")[0])
+
+
+NO_BLANK = r"Write \[MASK\] where a word is missing, or press"
+UNKNOWN = "The model knows none of these words; write in the language"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("fill", "", NO_BLANK),
+        ("fill", None, NO_BLANK),
+        ("fill", "an old man", NO_BLANK),
+        ("fill", "an old [MASK", NO_BLANK),
+        ("fill", "\0", NO_BLANK),
+        ("fill", "\N{SNOWMAN} \N{HIRAGANA LETTER A}", UNKNOWN),
+        ("fill", "[mask]" * 5, "There are 5 blanks; write at most 4"),
+        ("fill", "old " * 40 + "[MASK]", r"No \[MASK\] is in what the model reads"),
+        ("fill", "a" * 501, r"Text with \[MASK\] has 501 characters"),
+        ("judge", " \n", "Write a sentence first"),
+        ("judge", "\N{HIRAGANA LETTER A}" * 500, UNKNOWN),
+        ("judge", "a" * 501, "Sentence has 501 characters"),
+        ("hide", "?! [MASK]", "There is no word here"),
+        ("hide", "a " * 250, "There is no word here"),  # [MASK] would be too long
+        ("hide", "an [MASK][MASK][MASK][MASK]", "There are 4 blanks already"),
+    ],
+)
+def test_texts_that_will_not_do(bert, name, text, message, no_traceback):
+    with pytest.raises(gradio_client.exceptions.AppError, match=f"^{message}"):
+        bert.ask(name, text)
+
+
+def test_a_word_is_hidden(bert, no_traceback):
+    text = words = "an old man told of kings"
+    for count in range(1, 5):
+        text = bert.ask("hide", text)
+        found = [word for word in text.split() if word != "[MASK]"]
+        assert text.count("[MASK]") == count and len(found) == 6 - count
+        assert set(found) < set(words.split())
+
+
+def test_without_a_second_model_bert_only_fills_in(served, sentiment):
+    components = httpx.get(f"{served['bert-alone']['url']}config").json()
+    assert "names it with `SENTIMENT_MODEL_ID`" in json.dumps(components["components"])
+    names = {found["api_name"] for found in components["dependencies"]}
+    assert "fill" in names and "judge" not in names
+    page = httpx.get(f"{served['bert']['url']}config").text
+    assert "right on **80.0%** of the test sentences of a test" in page
+    assert served["bert-no-sentiment"]["code"] == 2
+    said = served["bert-no-sentiment"]["said"].strip().splitlines()[-1]
+    assert said.startswith("cannot load the model nobody/nothing") and "SENTIMENT_MODEL_ID" in said
+
+
 # ----------------------------------------------------------------------------------- in a browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -987,6 +1227,36 @@ def test_a_visit_to_rnn(served, visit, tmp_path):
         )
         page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_visit_to_bert(served, visit, tmp_path):
+    for name, width, height in (("wide", 1280, 900), ("phone", 390, 844)):
+        page = visit(served["bert"]["url"], width, height)
+
+        def press(name, page=page):
+            page.get_by_role("button", name=name, exact=True).click()
+
+        bars = ".guesses:visible .confidence-set"
+        assert not page.locator(".guesses:visible").count()
+        press("Two at once")
+        page.wait_for_function("document.querySelector('textarea').value.startsWith('She was')")
+        press("Fill in")
+        page.locator(bars).nth(9).wait_for()
+        press("Hide a word")
+        page.locator(bars).nth(14).wait_for()
+        assert page.locator(".guesses:visible").count() == 3
+        press("Unkind")
+        page.wait_for_function("document.querySelectorAll('textarea')[1].value.startsWith('The p')")
+        press("Judge")
+        page.locator(".legend").wait_for()
+        page.locator(bars).nth(16).wait_for()
+        assert page.locator(".painted").nth(1).inner_text().startswith("The plot is a mess")
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+        page.locator("textarea").first.fill("no blank here")
+        press("Fill in")
+        page.get_by_text("Write [MASK] where a word is missing").wait_for()
 
 
 def test_a_visit_to_a_picture_classifier(served, visit, photo, tmp_path):

@@ -7,17 +7,14 @@ count something: the length of a line, whether a name is being said (Karpathy et
 "Visualizing and understanding recurrent networks").
 """
 
-import html
-
 import gradio as gr
+import painting
 import space
 import torch
 import writing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MAX_PAINTED = 2000  # characters
-SHADES = 20  # of each colour: neighbours of one shade share an element of the page
-BELOW, ABOVE = "37, 99, 235", "234, 88, 12"  # blue, orange: red, green, blue
 LEGEND = {"The unit says  ": 0.0} | {f"  {value:g}  ": value for value in (-1, -0.5, 0, 0.5, 1)}
 EXAMPLES = {
     "Romeo speaks": "ROMEO:\n",
@@ -46,31 +43,6 @@ was trained on. All that it knows of what came before is in a state of fixed siz
 {settings}- **Painted**: after each token, every unit of every layer has a value from -1 (blue) to
   1 (orange). Most say nothing to us; some follow the lines, the names, the words.
 """
-CSS = """
-.painted {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; font-size: 15px}
-.legend {white-space: pre-wrap; font-size: 13px}
-"""
-
-
-def painted(pieces: list[str], values: list[float], kind: str = "painted") -> str:
-    """A text with a colour behind each piece, as HTML: blue for -1, nothing for 0, orange for 1.
-
-    Args:
-        kind: its CSS class.
-    """
-    shades = [round(SHADES * max(-1.0, min(1.0, value))) for value in values]
-    runs: list[list] = []  # each: shade, text
-    for piece, shade in zip(pieces, shades, strict=True):
-        if runs and runs[-1][0] == shade:
-            runs[-1][1] += piece
-        else:
-            runs.append([shade, piece])
-    spans = (
-        f'<span style="background: rgba({ABOVE if shade > 0 else BELOW}, {abs(shade) / SHADES:.2f})'
-        f'">{html.escape(text)}</span>'
-        for shade, text in runs
-    )
-    return f'<div class="{kind}">{"".join(spans)}</div>'
 
 
 class Reader:
@@ -92,10 +64,10 @@ class Reader:
         ids = torch.tensor([ids], device=self.writer.model.device)
         outputs = self.writer.model(input_ids=ids, output_hidden_states=True)
         values = outputs.hidden_states[layer][0, 1:, unit - 1]  # the first of them is the embedding
-        return painted([piece for _, piece in known], values.tolist())
+        return painting.painted([piece for _, piece in known], values.tolist())
 
 
-def painting(reader: Reader, text: gr.Textbox) -> None:
+def units(reader: Reader, text: gr.Textbox) -> None:
     """The part of a page where a unit is painted.
 
     Args:
@@ -124,7 +96,7 @@ def painting(reader: Reader, text: gr.Textbox) -> None:
                 take = gr.Button("Take what was written", min_width=80)
         with gr.Column(scale=3):
             shown = gr.HTML(label="Painted")
-            gr.HTML(painted(list(LEGEND), list(LEGEND.values()), "legend"))
+            gr.HTML(painting.painted(list(LEGEND), list(LEGEND.values()), "legend"))
     inputs = [read, layer, unit]
     for component in inputs:
         space.bounded(component)
@@ -148,7 +120,7 @@ def build(writer: writing.Writer, source: space.Source) -> gr.Blocks:
         memory = f"**{config.num_hidden_layers}** layers of **{config.hidden_size}** {cells}"
         gr.Markdown(writing.facts(writer, source, memory), elem_classes="facts")
         text = writing.controls(writer, EXAMPLES)
-        painting(Reader(writer), text)
+        units(Reader(writer), text)
         with gr.Accordion("About", open=False):
             gr.Markdown(ABOUT.format(settings=writing.SETTINGS))
     return blocks
@@ -158,4 +130,4 @@ if __name__ == "__main__":
     space.use_all_cores()
     model_source = space.Source.from_environment("rnn")
     loaded = model_source.load(AutoModelForCausalLM, AutoTokenizer)
-    space.launch(build(writing.Writer(*loaded), model_source), CSS)
+    space.launch(build(writing.Writer(*loaded), model_source), painting.CSS)
