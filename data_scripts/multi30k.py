@@ -17,10 +17,10 @@ import argparse
 import json
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
+from groundup.data_scripts.pairs import make_pairs, show_pairs
 from groundup.data_scripts.sources import (
-    describe,
     find_local,
     find_on_hub,
     log_to_terminal,
@@ -81,12 +81,7 @@ def load_multi30k(
                 f"{NAME}'s {split} has {len(sources)} lines of {source} and {len(targets)} of "
                 f"{target}: they must be translations of each other, line by line"
             )
-    dataset = DatasetDict(
-        {
-            split: Dataset.from_dict({"source": sources, "target": targets})
-            for split, (sources, targets) in pairs.items()
-        }
-    )
+    dataset = make_pairs({split: list(zip(*both, strict=True)) for split, both in pairs.items()})
     return with_info(
         dataset,
         name=f"{NAME}-{source}-{target}",
@@ -119,13 +114,9 @@ def main() -> None:
     parser.add_argument("--target", default="en", help=", ".join(LANGUAGES))
     parser.add_argument("--data_dir", help="the folder that holds its files")
     try:
-        dataset = load_multi30k(**vars(parser.parse_args()))
+        show_pairs(load_multi30k(**vars(parser.parse_args())))
     except (ValueError, OSError) as error:
         parser.exit(1, f"{error}\n")
-    for key, value in describe(dataset).items():
-        print(f"{key}: {value}")
-    for split, rows in dataset.items():
-        print(f"{split}: {len(rows):,} sentences\n    {rows[0]['source']}\n    {rows[0]['target']}")
 
 
 if __name__ == "__main__":

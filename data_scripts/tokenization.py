@@ -70,6 +70,11 @@ def train_tokenizer(
                 f"{len(BYTE_ALPHABET)} bytes and {END_OF_TEXT} (it is {vocab_size})"
             )
         tokenizer = _byte_level(kind, texts, vocab_size)
+    return as_pretrained(tokenizer)
+
+
+def as_pretrained(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer whose one special token is `<|endoftext|>`, as transformers has them."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,

@@ -1,4 +1,4 @@
-"""The score of a language model, against sums made by hand."""
+"""Scores, against sums made by hand."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from groundup.train.gpt import block_losses
-from groundup.train.metrics import LanguageModelLoss
+from groundup.train.metrics import ExactMatch, LanguageModelLoss, PhonemeErrorRate
 
 
 def test_the_loss_of_a_language_model_by_hand():
@@ -56,3 +56,24 @@ def test_block_losses_of_bfloat16_scores_are_summed_in_float32():
     labels = torch.zeros(1, 200, dtype=torch.long)
     expected = torch.tensor(brute_force(logits, labels))
     torch.testing.assert_close(block_losses(logits, labels), expected, atol=1e-3, rtol=0)
+
+
+def test_an_exact_match_is_right_to_the_last_character():
+    written = ["Ellohay.", "ellohay.", "Ellohay", "orldway "]
+    right = ["Ellohay.", "Ellohay.", "Ellohay.", "orldway"]
+    found = ExactMatch().compute(predictions=written, references=right)
+    assert found == {"exact_match": 0.25}
+
+
+def test_phoneme_errors_by_hand():
+    written_and_right = [
+        ("HH AH L OW", ["HH EH L OW", "HH AH L OW"]),  # the second is right: 0 of 4
+        ("T AH M EY T", ["T AH M EY T OW", "T AH M AA T OW"]),  # the first lacks one: 1 of 6
+        ("K AE T S", ["K AE T"]),  # one too many: 1 of 3
+        ("", ["AY"]),  # 1 of 1
+        ("B IY D", ["B AH", "B AH D Z"]),  # both are two away: 2 of the shorter's 2
+    ]
+    written, right = map(list, zip(*written_and_right, strict=True))
+    found = PhonemeErrorRate().compute(predictions=written, references=right)
+    assert found["phoneme_error_rate"] == pytest.approx((0 + 1 + 1 + 1 + 2) / (4 + 6 + 3 + 1 + 2))
+    assert found["word_error_rate"] == pytest.approx(4 / 5)

