@@ -55,16 +55,21 @@ CONTEXT = 32
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
+# Configs whose training is still to come: their Spaces need MODEL_ID.
+TO_BE_TRAINED = {"bert", "bert_sst2", "seq2seq"}
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_in_a_clone_a_space_finds_its_model(row):
-    """What an app.py names are configs, and have been trained."""
+    """What an app.py names are configs, and have been trained, but for those that are known."""
     code = (SPACES / row / "app.py").read_text()
     configs = re.findall(r'(?:config=|from_environment\()"(\w+)"', code)
     root = SPACES.parent
     assert configs
     for config in configs:
         assert (root / "configs" / f"{config}.yaml").is_file()
-        assert (root / "pretrained" / config / "config.json").is_file()
+        trained = (root / "pretrained" / config / "config.json").is_file()
+        assert trained is (config not in TO_BE_TRAINED), config
 
 
 # -------------------------------------------------------------------------------- the one process

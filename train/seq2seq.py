@@ -36,9 +36,6 @@ model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=True)
 inputs = tokenizer(["{example}" + tokenizer.eos_token], return_tensors="pt")
 written = model.generate(**inputs, num_beams={num_beams}, max_new_tokens={max_new_tokens})
 print(tokenizer.batch_decode(written, skip_special_tokens=True))"""
-ModelArguments = recipe.model_arguments(
-    Seq2SeqConfig, leave_out=["vocab_size", "is_encoder_decoder"]
-)
 
 
 @dataclass
@@ -135,10 +132,20 @@ def translate(model, tokenizer, sources: list[str], arguments: PairArguments) ->
 
 @recipe.one_line_errors
 def main(argv=None):
-    """Arguments, data, model, fit, report. Returns what metrics.json holds."""
+    """Trains a recurrent encoder and decoder. Returns what metrics.json holds."""
+    return train(argv, "seq2seq", Seq2SeqConfig, Seq2SeqForConditionalGeneration)
+
+
+def train(argv, default_config: str, config_class, model_class) -> dict:
+    """Arguments, data, model, fit, report; of either kind of network."""
     # 1. Arguments
+    leave_out = ["vocab_size", "is_encoder_decoder"]
     config_name, pair_args, model_args, args = recipe.parse_arguments(
-        argv, "seq2seq", PairArguments, ModelArguments, description="Trains seq2seq."
+        argv,
+        default_config,
+        PairArguments,
+        recipe.model_arguments(config_class, leave_out),
+        description="Trains seq2seq.",
     )
     output_dir, task = Path(args.output_dir), TASKS[pair_args.dataset]
     recipe.check_scorable(args)
@@ -169,7 +176,7 @@ def main(argv=None):
     else:
         start = {"decoder_start_token_id": tokenizer.bos_token_id}
         values = {**asdict(model_args), **token_settings(tokenizer), **start}
-        model = Seq2SeqForConditionalGeneration(Seq2SeqConfig(**values))
+        model = model_class(config_class(**values))
 
     # 4. Fit
     trainer = recipe.RunTrainer(
@@ -204,19 +211,34 @@ def main(argv=None):
 # ------------------------------------------------------------------------------------ the card
 
 
+def network(config) -> str:
+    """What encoder and decoder are made of, in words."""
+    layers = f"{config.num_hidden_layers} layer{'s' * (config.num_hidden_layers > 1)}"
+    if hasattr(config, "num_attention_heads"):
+        heads = config.num_attention_heads
+        return f"a Transformer's blocks, {layers} each, {config.hidden_size} wide, {heads} heads"
+    how = {"none": "without attention"}.get(
+        config.attention_type, f"with {config.attention_type} attention"
+    )
+    return f"GRUs, {layers} each, {config.hidden_size} wide, {how}"
+
+
 @torch.no_grad()
 def plot_attention(path: Path, model, tokenizer, source: str, written: str) -> None:
-    """Which source token each written one looked at."""
+    """Which source token each written one looked at; the mean of the heads of the last layer."""
     import matplotlib.pyplot as plt
 
+    if hasattr(model.config, "num_attention_heads"):  # other kinds of attention keep no weights
+        model.set_attn_implementation("eager")
     ends = [f"{text}{tokenizer.eos_token}" for text in (source, written)]
     ids, labels = (tokenizer(text, return_tensors="pt").input_ids.to(model.device) for text in ends)
-    (weights,) = model.eval()(ids, labels=labels).cross_attentions
+    outputs = model.eval()(ids, labels=labels, output_attentions=True)
+    weights = outputs.cross_attentions[-1][0].float().mean(0).cpu()  # (written, read)
     names = [[tokenizer.decode([i]).strip() or "_" for i in row[0]] for row in (ids, labels)]
     figure, axes = plt.subplots(
         figsize=(1.5 + 0.3 * len(names[0]), 1.5 + 0.3 * len(names[1])), layout="constrained"
     )
-    axes.imshow(weights[0, 0].float().cpu(), cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names[0])), names[0], rotation=90)
     axes.set_yticks(range(len(names[1])), names[1])
     axes.set(xlabel="read", ylabel="written")
@@ -268,14 +290,13 @@ def write_report(output_dir, run, model, tokenizer, log, pair_args, told) -> Non
     values, beams = asdict(pair_args), pair_args.num_beams
     shown = range(0, len(written), max(1, len(written) // 8))[:8]
     sections = {
-        "": f"A recurrent encoder and decoder of {model.num_parameters():,} parameters: "
-        f"{config.num_hidden_layers} layers of GRUs, {config.hidden_size} wide, attention: "
-        f"{config.attention_type}; a vocabulary of {config.vocab_size:,} for both sides. It "
+        "": f"An encoder and a decoder of {network(config)}: {model.num_parameters():,} "
+        f"parameters, a vocabulary of {config.vocab_size:,} for both sides. It "
         f"{task.about.format(**values)}, with {beams} beam{'s' * (beams > 1)}.",
         "Examples": table(*told, shown),
         "Mistakes": mistakes(*told),
     }
-    if config.attention_type != "none":
+    if getattr(config, "attention_type", None) != "none":
         short = min(shown, key=lambda i: len(sources[i]))
         plot_attention(figures / "attention.png", model, tokenizer, sources[short], written[short])
         sections["Attention"] = (
