@@ -59,7 +59,7 @@ space: $(VENV)/.installed
 spaces:
 	for app in spaces/*/app.py; do cp spaces/space.py "$$(dirname "$$app")/"; done
 	for row in cnn resnet; do cp spaces/pictures.py "spaces/$$row/"; done
-	for row in gpt rnn; do cp spaces/writing.py "spaces/$$row/"; done
+	for row in gpt rnn seq2seq; do cp spaces/writing.py "spaces/$$row/"; done
 	for row in bert rnn; do cp spaces/painting.py "spaces/$$row/"; done
 
 clean:

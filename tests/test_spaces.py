@@ -30,8 +30,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
 )
 
 from groundup.data_scripts.tokenization import train_tokenizer
@@ -42,6 +45,7 @@ from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.models.gpt import GPTConfig, GPTForCausalLM
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
+from groundup.models.seq2seq import Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from groundup.models.word2vec import Word2VecConfig, Word2VecModel
 
 gradio_client = pytest.importorskip("gradio_client", reason="the Spaces need gradio")
@@ -237,6 +241,65 @@ def tiny_bert(folder: Path, model_class, **config) -> Path:
     return folder
 
 
+SENTENCES = """Ein alter Mann < liest ein Buch vor seinem Haus . Ein Hund rennt durch das Wasser .
+An old man reads a book in front of his house . A dog runs through the water , and is wet .
+"""
+
+
+def tiny_translator(folder: Path, attention_type: str, data: str) -> Path:
+    """A seq2seq with random weights, saved with its code and tokenizer."""
+    tokenizer = train_tokenizer("bpe", SENTENCES * 20, 330)
+    torch.manual_seed(0)
+    config = Seq2SeqConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        attention_type=attention_type,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id,
+    )
+    model = Seq2SeqForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.6)
+        # Bytes by themselves are unlikely, so that it writes what can be read.
+        pieces = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]
+        model.lm_head.weight[[len(x) < 2 or not x.isascii() for x in pieces]] = 0.0
+    return saved_translator(folder, model, tokenizer, data)
+
+
+def tiny_layers(folder: Path) -> Path:
+    """A Transformer of transformers' own that knows few characters, and reads up to 32."""
+    tokenizer = train_tokenizer("characters", SENTENCES)
+    torch.manual_seed(13)  # with which it writes more than one word
+    sizes = {f"{x}_{y}": 2 for x in ("encoder", "decoder") for y in ("layers", "attention_heads")}
+    ids = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=CONTEXT,
+        init_std=0.6,
+        forced_eos_token_id=None,
+        tie_word_embeddings=False,
+        **sizes,
+        **dict.fromkeys(ids, tokenizer.eos_token_id),
+    )
+    model = BartForConditionalGeneration(config)
+    return saved_translator(folder, model, tokenizer, "a test")
+
+
+def saved_translator(folder: Path, model, tokenizer, data: str) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    run = {"metrics": {"bleu": 34.56}, "data": {"name": data}}
+    (folder / "metrics.json").write_text(json.dumps(run))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
     """What the Spaces are given to load, by `row` or `row-variant`."""
@@ -263,6 +326,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "resnet": resnet,
         "resnet-damaged-data": resnet,
         "rnn": tiny_rnn(folder / "rnn"),
+        "seq2seq": tiny_translator(folder / "seq2seq", "additive", "multi30k-de-en"),
+        "seq2seq-layers": tiny_layers(folder / "seq2seq-layers"),
+        "seq2seq-none": tiny_translator(folder / "seq2seq-none", "none", "pig-latin"),
         "word2vec": tiny_vectors(folder / "word2vec"),
         "gpt": tiny_gpt(folder / "gpt", "characters", position_embedding_type="rotary"),
         "gpt-bpe": tiny_gpt(folder / "gpt-bpe", "bpe", position_embedding_type="learned"),
@@ -447,6 +513,7 @@ def test_what_is_served(served, models):
         nats = "**1.500** nats per character"
         scores = {"gpt": nats, "rnn": nats, "word2vec": "WordSim-353 **0.500**"}
         scores["bert"] = "right on **30.0%** of the blanks in the validation text of a test"
+        scores["seq2seq"] = "BLEU **34.6** on "
         assert scores.get(name.split("-")[0], "**50.0%** of the test pictures of a test") in page
 
 
@@ -637,22 +704,25 @@ def test_what_is_out_of_bounds_is_refused_in_one_sentence(gpt, name, no_tracebac
     assert gpt.write(length=1).startswith("ROMEO:")
 
 
-def test_numbers_that_json_does_not_know(served, gpt, no_traceback):
-    """gradio_client sends none, but others may."""
-    api = served["gpt"]["url"] + "gradio_api"
-    endpoints = gpt.client.config["dependencies"]
-    fn_index = next(found["id"] for found in endpoints if found["api_name"] == "write")
+def sent(visitor: Visitor, api_name: str, data: str) -> str:
+    """The answer to inputs, in JSON, that gradio_client sends none of, but others may."""
+    api = f"{visitor.client.src}gradio_api"
+    endpoints = visitor.client.config["dependencies"]
+    fn_index = next(found["id"] for found in endpoints if found["api_name"] == api_name)
+    session = {"session_hash": f"raw{hash(data)}"}
+    body = json.dumps(session | {"fn_index": fn_index, "data": "HERE"})
+    response = httpx.post(
+        f"{api}/queue/join",
+        content=body.replace('"HERE"', data),
+        headers={"content-type": "application/json"},
+    )
+    response.raise_for_status()
+    return httpx.get(f"{api}/queue/data", params=session, timeout=20).text
+
+
+def test_numbers_that_json_does_not_know(gpt, no_traceback):
     for number in ("NaN", "1e999", "-Infinity"):
-        session = {"session_hash": f"raw{number}"}
-        body = json.dumps(session | {"fn_index": fn_index, "data": ["a", "HERE", 0, 1, 5, 1]})
-        response = httpx.post(
-            f"{api}/queue/join",
-            content=body.replace('"HERE"', number),
-            headers={"content-type": "application/json"},
-        )
-        response.raise_for_status()
-        answer = httpx.get(f"{api}/queue/data", params=session, timeout=20)
-        assert "Temperature is" in answer.text
+        assert "Temperature is" in sent(gpt, "write", f'["a", {number}, 0, 1, 5, 1]')
 
 
 def test_prompts_of_all_sorts(gpt, bpe, no_traceback):
@@ -1127,6 +1197,162 @@ def test_without_a_second_model_bert_only_fills_in(served, sentiment):
     assert said.startswith("cannot load the model nobody/nothing") and "SENTIMENT_MODEL_ID" in said
 
 
+# ----------------------------------------------------------------------------------------- Seq2seq
+
+
+class Reader(Visitor):
+    """Somebody who has texts translated."""
+
+    def translate(self, text, beams=3, by_token=False):
+        """(text, page, [[text, score]])."""
+        job = self.client.submit(text, beams, by_token, api_name="/translate")
+        text, page, kept = self.result(job)
+        return text, page, kept["data"]
+
+
+@pytest.fixture(scope="session")
+def readers(served):
+    names = ("seq2seq", "seq2seq-layers", "seq2seq-none")
+    return {name: Reader(served[name]["url"]) for name in names}
+
+
+def seen(page: str) -> tuple[list[str], list[str], torch.Tensor]:
+    """The names of the rows of a map, of its columns, and its cells."""
+    columns = re.findall(r'<th scope="col"><span>(.*?)</span>', page)
+    rows = re.findall(r'<th scope="row">(.*?)</th>', page)
+    looks = [float(x) for x in re.findall(r"--look: ([\d.]+)", page)]
+    names = ([html.unescape(name) for name in found] for found in (rows, columns))
+    return *names, torch.tensor(looks).view(len(rows), len(columns))
+
+
+def groups(words: list[str], tokens: list[str]) -> list[list[int]]:
+    """Which of a text's tokens make which of its words."""
+    left, found = list(range(len(tokens))), []
+    for word in words:
+        found.append([left.pop(0)])
+        while "".join(tokens[i] for i in found[-1]).strip("␣") != word:
+            found[-1].append(left.pop(0))
+    assert not left
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["seq2seq", "seq2seq-layers"])
+def test_a_translation_and_where_the_model_looked(readers, models, name, no_traceback):
+    """Against what `generate` says of its beams, step by step."""
+    text = "Ein Hund <rennt.> Ein Mann"
+    model = AutoModelForSeq2SeqLM.from_pretrained(models[name], attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(models[name])
+    if name == "seq2seq-layers":
+        text = text.replace(">", "")  # which it does not know
+    ids = tokenizer(text + tokenizer.eos_token, return_tensors="pt").input_ids
+    length = 31 if name == "seq2seq-layers" else 20 + 10 * ids.shape[1]
+    found = model.generate(
+        ids,
+        num_beams=3,
+        num_return_sequences=3,
+        max_new_tokens=length,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_attentions=True,
+    )
+    texts = [x.strip() for x in tokenizer.batch_decode(found.sequences, skip_special_tokens=True)]
+    written, page, kept = readers[name].translate(f" {text}\n", by_token=True)
+    assert written == kept[0][0] and [x for x, _ in kept] == texts and len(set(texts)) == 3
+    scores = found.sequences_scores.tolist()
+    assert [score for _, score in kept] == pytest.approx(scores, abs=6e-4)
+
+    rows, columns, looks = seen(page)
+    assert "".join(columns) == text.replace(" ", "␣") + "(end)"
+    assert "".join(rows).replace("␣", " ").removesuffix("(end)").strip() == written
+    beams = found.beam_indices[0][: len(rows)].tolist()
+    steps = [
+        step[-1][beam].mean((0, 1))
+        for step, beam in zip(found.cross_attentions, beams, strict=False)
+    ]
+    torch.testing.assert_close(looks, torch.stack(steps), atol=6e-4, rtol=0)
+    assert looks.max() > 0.3 and ("mean of the 2 heads" in page) == (name == "seq2seq-layers")
+    ended = rows[-1] == "(end)"
+    stopped = [f"The model came to no end; it was stopped after {length} tokens."]
+    assert readers[name].warnings == ([] if ended else stopped)
+
+    words, read, merged = seen(readers[name].translate(text)[1])
+    assert read == [*re.findall(r"\w+|[^\w\s]+", text), "(end)"]
+    assert words == re.findall(r"\w+|[^\w\s]+", written) + ["(end)"] * ended
+    sums = torch.stack([looks[:, x].sum(1) for x in groups(read, columns)], 1)
+    means = torch.stack([sums[x].mean(0) for x in groups(words, rows)])
+    torch.testing.assert_close(merged, means, atol=5e-3, rtol=0)
+    assert readers[name].translate(text, beams=1)[2][0][0]
+
+
+def test_a_model_without_attention(readers, served, no_traceback):
+    text, page, kept = readers["seq2seq-none"].translate("A dog runs.", beams=8)
+    assert "There is nothing to see: this model has no attention" in page and "<table" not in page
+    assert text == kept[0][0] and len(kept) == 8
+    assert sorted(kept, key=lambda pair: -pair[1]) == kept
+
+
+def test_labels_and_examples_are_those_of_the_data(served):
+    labels = {
+        "seq2seq": ("German", "English", "Ein Hund rennt"),
+        "seq2seq-layers": ("Read", "Written", None),
+        "seq2seq-none": ("English", "Pig Latin", "The quick brown fox."),
+    }
+    for name, (read, written, example) in labels.items():
+        components = httpx.get(f"{served[name]['url']}config").json()["components"]
+        boxes = [x["props"] for x in components if x["type"] == "textbox" and x["props"]["visible"]]
+        assert [box["label"] for box in boxes] == [read, written]
+        assert (boxes[0].get("value") or "").startswith(example or "")
+        assert any(x["type"] == "dataset" for x in components) == bool(example)
+
+
+def test_texts_of_all_sorts_are_translated(readers, no_traceback):
+    bpe, characters = readers["seq2seq"], readers["seq2seq-layers"]
+    end = "<|endoftext|>"
+    plain = bpe.translate("Ein Hund", beams=1)
+    assert bpe.translate(f"Ein{end} Hund", beams=1) == plain
+    assert bpe.warnings[0].endswith("never seen them: &lt;|endoftext|&gt;")
+    # Bytes know all characters, also several to one; a word of many tokens is shown by token.
+    _, columns, _ = seen(bpe.translate("\N{DOG FACE}", beams=1)[1])
+    assert columns == ["\N{DOG FACE}", "…", "…", "…", "(end)"]
+    _, columns, _ = seen(bpe.translate("\0 <b>", beams=1)[1])
+    assert columns[1:] == ["<", "b", ">", "(end)"]
+    _, columns, _ = seen(bpe.translate("Donaudampfschiff", beams=1)[1])
+    assert "".join(columns) == "Donaudampfschiff(end)"
+    _, columns, _ = seen(characters.translate("\N{DOG FACE}Ein H\xf6nd", beams=1)[1])
+    assert columns == ["Ein", "Hnd", "(end)"]
+    assert characters.warnings[0].endswith("never seen them: \xf6 \N{DOG FACE}")
+
+    _, columns, _ = seen(bpe.translate("? " * 150, beams=1, by_token=True)[1])
+    assert len(columns) == 61 and "only the first 60 of the text's" in bpe.warnings[0]
+    _, columns, _ = seen(characters.translate("Ein Hund " * 5, beams=1, by_token=True)[1])
+    assert len(columns) == 32 and "only the first 31 of the text's 44" in characters.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("",), "There is nothing to read"),
+        ((None,), "There is nothing to read"),
+        ((" \n\t",), "There is nothing to read"),
+        (("\N{DOG FACE}",), "There is nothing to read"),
+        (("a" * 301,), "Read has 301 characters; it may have at most 300"),
+        (("a", 0), "Beams is 0; it must be a whole number from 1 to 8"),
+        (("a", 9), "Beams is 9"),
+        (("a", 1.5), "Beams is 1.5"),
+        (("a", None), "Beams is empty"),
+    ],
+)
+def test_texts_that_cannot_be_translated(readers, asked, message, no_traceback):
+    with pytest.raises(gradio_client.exceptions.AppError, match=f"^{message}"):
+        readers["seq2seq-layers"].translate(*asked)
+
+
+def test_halves_of_characters_are_none(readers, no_traceback):
+    answer = sent(readers["seq2seq-layers"], "translate", r'["\ud83d", 1, false]')
+    assert "never seen them: ?" in answer and "There is nothing to read" in answer
+
+
 # ----------------------------------------------------------------------------------- in a browser
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -1262,6 +1488,30 @@ def test_a_visit_to_bert(served, visit, tmp_path):
         page.locator("textarea").first.fill("no blank here")
         press("Fill in")
         page.get_by_text("Write [MASK] where a word is missing").wait_for()
+
+
+def test_a_visit_to_seq2seq(served, visit, tmp_path):
+    for name, width, height in (("wide", 1280, 900), ("phone", 390, 844)):
+        page = visit(f"{served['seq2seq']['url']}?__theme=dark", width, height)
+        text = page.locator("textarea").first
+        page.get_by_role("button", name="Ein Hund rennt").click()
+        page.locator(".map").wait_for()
+        columns = page.locator(".map thead th")
+        assert columns.all_inner_texts()[:3] == ["Ein", "Hund", "rennt"]
+        text.fill("Ein alter Mann liest ein Buch " * 3)
+        page.get_by_role("button", name="Translate", exact=True).click()
+        page.wait_for_function("document.querySelectorAll('.map thead th').length == 19")
+        page.get_by_label("Show tokens").check()
+        page.wait_for_function("document.querySelectorAll('.map thead th').length > 19")
+        inside = (
+            "document.querySelector('.map').scrollWidth <= document.documentElement.scrollWidth"
+        )
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(inside) == (name == "wide")  # else it scrolls in its box
+        text.fill(" ")
+        page.get_by_role("button", name="Translate", exact=True).click()
+        page.get_by_text("There is nothing to read: write something first").wait_for()
 
 
 def test_a_visit_to_a_picture_classifier(served, visit, photo, tmp_path):
