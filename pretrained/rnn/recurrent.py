@@ -31,6 +31,26 @@ from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+
+def check_recurrent_config(config, kind: str, kinds: dict) -> None:
+    """Raises ValueError, in one line that says what would be right, for a shape that cannot be.
+
+    Args:
+        config: with sizes, `hidden_dropout` and `initializer_range`.
+        kind: the name of its setting that is one of `kinds`.
+    """
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    if (value := getattr(config, kind)) not in kinds:
+        raise ValueError(f"{kind} is {value!r}; it must be one of {', '.join(kinds)}")
+    if not 0 <= config.hidden_dropout < 1:
+        raise ValueError(f"hidden_dropout is {config.hidden_dropout}; it must be in [0, 1)")
+    if not config.initializer_range > 0:
+        raise ValueError(f"initializer_range is {config.initializer_range}; it must be above 0")
+
+
 # -------------------------------------------------------------------------------------- the cells
 
 
@@ -269,7 +289,8 @@ class RecurrentLayer(GradientCheckpointingLayer):
         if type(self.hidden_proj) is nn.Linear:
             return self.hidden_proj.weight, self.hidden_proj.bias
         bias = self.hidden_proj.bias
-        return (self.hidden_proj(torch.eye(self.hidden_size, device=bias.device)) - bias).T, bias
+        one = torch.eye(self.hidden_size, dtype=bias.dtype, device=bias.device)
+        return (self.hidden_proj(one) - bias).T, bias
 
 
 class RecurrentState:

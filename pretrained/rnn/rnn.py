@@ -27,7 +27,13 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .recurrent import CELLS, RecurrentLayer, RecurrentState, init_recurrent_weights
+from .recurrent import (
+    CELLS,
+    RecurrentLayer,
+    RecurrentState,
+    check_recurrent_config,
+    init_recurrent_weights,
+)
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -68,18 +74,7 @@ class RNNConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if self.cell_type not in CELLS:
-            raise ValueError(
-                f"cell_type is {self.cell_type!r}; it must be one of {', '.join(CELLS)}"
-            )
-        if not 0 <= self.hidden_dropout < 1:
-            raise ValueError(f"hidden_dropout is {self.hidden_dropout}; it must be in [0, 1)")
-        if not self.initializer_range > 0:
-            raise ValueError(f"initializer_range is {self.initializer_range}; it must be above 0")
+        check_recurrent_config(self, "cell_type", CELLS)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 

@@ -101,6 +101,8 @@ class Word2VecModel(PreTrainedModel):
     config_class = Word2VecConfig
     base_model_prefix = "word2vec"
     main_input_name = "input_ids"
+    # The loss is a mean over the batch that was given; a Trainer divides by what it accumulates.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: Word2VecConfig):
         super().__init__(config)
