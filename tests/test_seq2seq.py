@@ -377,10 +377,10 @@ def test_numbers_and_their_words(few_numbers, monkeypatch):
 
 DICTIONARY = """hello HH AH0 L OW1
 hello(2) HH EH0 L OW1
-read R EH1 D # past, or
-read(2) R IY1 D
 project P R AA1 JH EH0 K T
 project(2) P R AA0 JH EH1 K T
+read R EH1 D # past, or
+read(2) R IY1 D
 a.m. EY2 EH1 M
 'tis T IH1 Z
 """
@@ -603,7 +603,7 @@ def test_a_run_on_pronunciations_is_scored_against_all_of_a_word(
     character_flags, tmp_path, monkeypatch, capsys
 ):
     write_dictionary(tmp_path)
-    monkeypatch.setattr(phonemes, "HELD_OUT_SHARE", 0.25)  # one word of four
+    monkeypatch.setattr(phonemes, "HELD_OUT_SHARE", 0.25)  # one word of four: it is `read`
     more = ["--data_dir", str(tmp_path), "--max_steps", "1"]
     run = seq2seq.main(character_flags("phonemes", *more))
     assert set(run["metrics"]) == {"phoneme_error_rate", "word_error_rate"}
@@ -620,7 +620,8 @@ def test_a_run_on_pig_latin_and_without_attention(toy_pig_latin, character_flags
     assert run["metrics"] == {"exact_match": 0.0}
     assert not (tmp_path / "run" / "figures" / "attention.png").exists()
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "4 of 4 are not what they should be" in card and "attention: none" in card
+    assert "4 of 4 are not what they should be" in card
+    assert "GRUs, 1 layer each, 64 wide, without attention" in card
 
 
 def test_a_card_without_mistakes_has_no_table_of_them():
