@@ -4,7 +4,8 @@
 
 Skip-gram and CBOW, the same corpus and settings, five epochs each; they take turns, so that a slow
 minute hits both. Each training is a process of its own, whose peak memory is its own too. gensim
-has two workers, where ours trains on one thread, and gets the words as lists, in rows of 10,000.
+has two workers, where our skip-gram trains on one thread, and gets the words as lists, in rows of
+10,000.
 Seconds are of training: finding the vocabulary is not in them, for either; looking up words is in
 gensim's, which does it as it trains, while ours reads numbers that it wrote down before.
 `prepare_seconds` has what came before training. Scores are gensim's own evaluation for both. Writes
