@@ -198,7 +198,10 @@ def test_hand_made_gradients_are_those_of_autograd(architecture, window, block, 
 
 
 @both
-def test_an_update_goes_down_these_gradients_with_one_result_whatever_the_threads_do(architecture):
+@pytest.mark.parametrize("blocks_sharing", [1, 40], ids=["many groups", "five groups"])
+def test_an_update_goes_down_these_gradients_with_one_result_whatever_the_threads_do(
+    architecture, blocks_sharing
+):
     window, block = 3, 4
     row = torch.randint(1, 8, (200 * block + 2 * window,))  # few words, so that they collide
     left, right = draw_reaches(200 * block, window)
@@ -206,7 +209,7 @@ def test_an_update_goes_down_these_gradients_with_one_result_whatever_the_thread
     for threads in (1, 2):
         model = make(architecture)
         torch.set_num_threads(threads)
-        sampling = sampling_of(model)
+        sampling = sampling_of(model, blocks_sharing=blocks_sharing, shared=40)
         torch.manual_seed(1)
         before = sampling.loss(row, left, right)
         for _ in range(3):

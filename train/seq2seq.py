@@ -217,9 +217,8 @@ def network(config) -> str:
     if hasattr(config, "num_attention_heads"):
         heads = config.num_attention_heads
         return f"a Transformer's blocks, {layers} each, {config.hidden_size} wide, {heads} heads"
-    how = {"none": "without attention"}.get(
-        config.attention_type, f"with {config.attention_type} attention"
-    )
+    kind = config.attention_type
+    how = "without attention" if kind == "none" else f"with {kind} attention"
     return f"GRUs, {layers} each, {config.hidden_size} wide, {how}"
 
 

@@ -200,15 +200,15 @@ class WordSteps:
         some = min(LOSS_BLOCKS * self.block, len(left))
         loss = self.sampling.loss(row[: some + 2 * self.window], left[:some], right[:some])
         self.check(n, math.isfinite(loss))
-        negatives = self.sampling.draw(len(left)).split(self.batch // self.sampling.sharing)
-        for start, some in zip(range(0, len(left), self.batch), negatives, strict=True):
+        drawn = self.sampling.draw(len(left)).split(self.batch // self.sampling.sharing)
+        for start, negatives in zip(range(0, len(left), self.batch), drawn, strict=True):
             stop = start + self.batch
             done = (n - 1 + start / len(left)) / self.args.max_steps
             self.sampling.update(
                 row[start : stop + 2 * self.window],
                 left[start:stop],
                 right[start:stop],
-                some,
+                negatives,
                 self.args.learning_rate * (1 - done),
             )
         # After the last step there is no loss to tell.
