@@ -31,7 +31,12 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .transformer import Attention, PostNormBlock, check_transformer_config
+from .transformer import (
+    Attention,
+    PostNormBlock,
+    check_transformer_config,
+    sinusoidal_positions,
+)
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -57,7 +62,7 @@ class BERTConfig(PreTrainedConfig):
         hidden_dropout: after the embeddings, each attention and each MLP, and before a classifier.
         attention_dropout: on the attention weights.
         layer_norm_eps: added to the variance in each LayerNorm.
-        initializer_range: standard deviation of new weights.
+        initializer_range: standard deviation of new weights; places begin 3 times as large.
 
     Raises:
         ValueError: for a shape that cannot be; says what would be right.
@@ -118,6 +123,14 @@ class BERTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MaskedLMHead):
             init.zeros_(module.bias)
+        # All that is known of a blank comes by attention, which has to find its neighbours first.
+        # From random places that takes long: small networks stay for thousands of updates where
+        # nothing but the frequency of tokens is used. Places that begin as waves, and loud ones,
+        # need one map to be learned for all of them (measured in configs/bert.yaml).
+        if getattr(module, "begins_as_waves", False):
+            waves = sinusoidal_positions(torch.arange(module.num_embeddings), module.embedding_dim)
+            size = 3 * self.config.initializer_range  # root mean square; of waves, sqrt(1 / 2)
+            init.copy_(module.weight, size * 2**0.5 * waves)
 
 
 class Embeddings(nn.Module):
@@ -128,6 +141,7 @@ class Embeddings(nn.Module):
         size = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, size)
+        self.embed_positions.begins_as_waves = True
         self.embed_segments = nn.Embedding(config.type_vocab_size, size)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
