@@ -224,7 +224,10 @@ def network(config) -> str:
 
 @torch.no_grad()
 def plot_attention(path: Path, model, tokenizer, source: str, written: str) -> None:
-    """Which source token each written one looked at; the mean of the heads of the last layer."""
+    """Which source token each written one looked at; the mean of the heads of the last layer.
+
+    What is written goes to the right, since it may be many times as long as what is read.
+    """
     import matplotlib.pyplot as plt
 
     if hasattr(model.config, "num_attention_heads"):  # other kinds of attention keep no weights
@@ -233,14 +236,17 @@ def plot_attention(path: Path, model, tokenizer, source: str, written: str) -> N
     ids, labels = (tokenizer(text, return_tensors="pt").input_ids.to(model.device) for text in ends)
     outputs = model.eval()(ids, labels=labels, output_attentions=True)
     weights = outputs.cross_attentions[-1][0].float().mean(0).cpu()  # (written, read)
-    names = [[tokenizer.decode([i]).strip() or "_" for i in row[0]] for row in (ids, labels)]
+    names = [
+        [*(tokenizer.decode([i]).strip() or "_" for i in row[0, :-1]), "end"]
+        for row in (ids, labels)
+    ]
     figure, axes = plt.subplots(
-        figsize=(1.5 + 0.3 * len(names[0]), 1.5 + 0.3 * len(names[1])), layout="constrained"
+        figsize=(1.5 + 0.3 * len(names[1]), 1.5 + 0.3 * len(names[0])), layout="constrained"
     )
-    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names[0])), names[0], rotation=90)
-    axes.set_yticks(range(len(names[1])), names[1])
-    axes.set(xlabel="read", ylabel="written")
+    axes.imshow(weights.T, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names[1])), names[1], rotation=90)
+    axes.set_yticks(range(len(names[0])), names[0])
+    axes.set(xlabel="written", ylabel="read")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -299,7 +305,7 @@ def write_report(output_dir, run, model, tokenizer, log, pair_args, told) -> Non
         short = min(shown, key=lambda i: len(sources[i]))
         plot_attention(figures / "attention.png", model, tokenizer, sources[short], written[short])
         sections["Attention"] = (
-            "Each row is a token that was written, each column one that was read; the darker, the "
+            "Each column is a token that was written, each row one that was read; the darker, the "
             "more it was looked at.\n\n![attention](figures/attention.png)"
         )
     report.write_card(
