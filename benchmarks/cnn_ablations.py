@@ -53,7 +53,7 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    setting = f"{args.updates} updates each, on 45,000 pictures; scored on 5,000 others"
+    setting = f"{args.updates} updates each, on 45,000 pictures; scored on 5,000 others, one seed"
     content = {"metric": pictures.SCORE, "setting": setting, "rows": rows}
     write("cnn_fast_ablations", content)
 

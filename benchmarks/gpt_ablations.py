@@ -48,7 +48,7 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    setting = f"{args.seconds:.0f} s of training each"
+    setting = f"{args.seconds:.0f} s of training each, one seed"
     write("gpt_ablations", {"metric": gpt.SCORE, "setting": setting, "rows": rows})
 
 

@@ -134,7 +134,7 @@ def ablations(config: str) -> list[str]:
     return [
         "## What the choices are worth",
         "",
-        f"One thing changed at a time, {measured['setting']}, one seed:",
+        f"One thing changed at a time, {measured['setting']}:",
         "",
         f"| | {measured['metric']} | updates |",
         "|---|---|---|",
@@ -249,9 +249,12 @@ def score_beside(result: dict, bar: dict) -> tuple[str, str]:
     """A score with its unit, and the bar with whether it was reached, as the table has them."""
     metric = result["metrics"][bar["metric"]]
     spread = f" ± {metric['deviation']:.4f}" if metric["deviation"] is not None else ""
+    score = f"**{metric['mean']:.4f}**{spread} {bar['unit']}"
+    if "bar" not in bar:
+        return score, "none"
     reached = metric["mean"] <= bar["bar"] if bar["lower"] else metric["mean"] >= bar["bar"]
     limit = f"{'≤' if bar['lower'] else '≥'} {bar['bar']}{'' if reached else ': **not reached**'}"
-    return f"**{metric['mean']:.4f}**{spread} {bar['unit']}", limit
+    return score, limit
 
 
 def write_table() -> None:

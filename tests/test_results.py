@@ -121,6 +121,15 @@ def test_a_bar_that_was_not_reached_is_shown_as_not_reached(bars, bar, lower, ve
     assert f"| {verdict} |" in results.table([results.summarise([a_run(0, 1.5)])])
 
 
+def test_where_no_bar_was_set_none_is_shown(bars):
+    bars(None, lower=True)
+    text = results.RESULTS.joinpath("bars.yaml").read_text()
+    results.RESULTS.joinpath("bars.yaml").write_text(text.replace("  bar: None\n", ""))
+    row = results.table([results.summarise([a_run(0, 1.5)])]).splitlines()[-1]
+    assert "**1.5000** nats (1 seed)" in row
+    assert "| none |" in row
+
+
 def test_a_result_without_a_bar_is_named(bars):
     bars(1.0, lower=True, config="another")
     with pytest.raises(ValueError, match="has no entry for toy_small"):

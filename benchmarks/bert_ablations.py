@@ -1,0 +1,57 @@
+"""What pre-training is worth to BERT's judgement of sentences, and what LoRA makes of it.
+
+    python benchmarks/bert_ablations.py [--task sst2|cola] [--seeds 3]
+
+Variants of `configs/bert_sst2.yaml` or `configs/bert_cola.yaml`, each with several seeds and for as
+many updates. Writes results/benchmarks/bert_<task>_ablations.json, which the card of that run
+shows.
+"""
+
+import argparse
+import statistics
+
+import yaml
+from side_by_side import train, write
+
+from groundup.train import bert, recipe
+
+VARIANTS = {
+    "pre-trained, all weights": [],
+    "pre-trained, LoRA of rank 8": ["--lora_rank=8", "--learning_rate=0.002"],
+    "from random weights": ["--random_weights"],
+    "from random weights, rate 0.001": ["--random_weights", "--learning_rate=0.001"],
+}
+
+
+def main() -> None:
+    """Runs all variants with all seeds and writes their figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=["sst2", "cola"], default="sst2")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    name, score = f"bert_{args.task}", bert.SCORES[args.task]
+    config = recipe.CONFIGS / f"{name}.yaml"
+    updates = yaml.safe_load(config.read_text(encoding="utf-8"))["max_steps"]
+    rows = []
+    for variant, flags in VARIANTS.items():
+        runs = [
+            train(bert.main, ["--config", str(config), *flags, f"--seed={seed}"], updates)
+            for seed in range(args.seeds)
+        ]
+        values = [run["metrics"][score] for run in runs]
+        rows.append(
+            {
+                "variant": variant,
+                "score": statistics.mean(values),
+                "values": values,
+                "updates": updates,
+                "train_seconds": [run["train_seconds"] for run in runs],
+            }
+        )
+        print(rows[-1])
+    setting = f"mean of {args.seeds} seeds on {runs[0]['data']['name']}"
+    write(f"{name}_ablations", {"metric": score, "setting": setting, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
