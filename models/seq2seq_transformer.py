@@ -37,7 +37,13 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .seq2seq_common import check_inputs, check_special_tokens, label_loss, shift_right
+from .seq2seq_common import (
+    check_inputs,
+    check_sources,
+    check_special_tokens,
+    label_loss,
+    shift_right,
+)
 from .transformer import (
     Attention,
     Block,
@@ -168,12 +174,7 @@ class Encoder(Stack):
         Raises:
             ValueError: a source has no tokens, so that there is nothing to attend to.
         """
-        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if not torch.compiler.is_compiling() and not there.any(-1).all():
-            raise ValueError(
-                "a source is empty (its attention_mask is 0 everywhere): leave it out, or give "
-                "it at least the token that ends a text"
-            )
+        check_sources(input_ids, attention_mask)
         hidden_states = self.embed(input_ids, attention_mask)
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask

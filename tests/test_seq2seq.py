@@ -227,6 +227,22 @@ def test_wrong_inputs_are_refused():
         model(inputs["input_ids"])
 
 
+def test_a_source_without_tokens_is_refused():
+    inputs = batch()
+    inputs["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match="a source is empty"):
+        make()(**inputs)
+    with pytest.raises(ValueError, match="a source is empty"):
+        make()(input_ids=inputs["input_ids"][:, :0], labels=inputs["labels"])
+
+
+def test_the_token_that_starts_and_ends_is_learned_though_it_is_padding_too():
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    model = make(tie_word_embeddings=False, decoder_start_token_id=0, **ids)
+    model(**batch()).loss.backward()
+    assert model.model.embed_tokens.weight.grad[0].abs().sum() > 0
+
+
 # --------------------------------------------------------------------------------------- Multi30k
 
 
@@ -564,6 +580,9 @@ def test_a_transformer_is_trained_by_the_same_run(flags, tmp_path):
     more = ["--num_hidden_layers=1", "--max_steps=20", "--intermediate_size=64"]
     run = seq2seq_transformer.main(flags(tmp_path / "run", *more))
     assert run["config"] == "tiny" and 0 <= run["metrics"]["bleu"] <= 100
+    assert run["system"] == "seq2seq_transformer"  # whose script it is scored by again
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert tokenizer("A dog.").input_ids[-1] == tokenizer.eos_token_id
     card = (tmp_path / "run" / "README.md").read_text()
     assert "a Transformer's blocks, 1 layer each, 96 wide, 4 heads" in card
     assert (tmp_path / "run" / "figures" / "attention.png").stat().st_size > 1000

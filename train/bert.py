@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import (
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -135,6 +136,17 @@ def check_choices(task_args, tune_args) -> None:
         )
     if task_args.random_weights and tune_args.lora_rank:
         raise ValueError("--lora_rank changes trained weights: leave out --random_weights")
+
+
+def check_head(folder: Path, fills_blanks: bool) -> None:
+    """Raises ValueError where the model in a folder does another task: its head would be random."""
+    wanted = BERTForMaskedLM if fills_blanks else BERTForSequenceClassification
+    (found,) = AutoConfig.from_pretrained(folder).architectures
+    if found != wanted.__name__:
+        raise ValueError(
+            f"{folder} holds a {found}, and this task needs a {wanted.__name__}: give the --config "
+            f"or the --task that it was trained with"
+        )
 
 
 # ------------------------------------------------------------------------------- to fill in blanks
@@ -267,6 +279,7 @@ def main(argv=None):
     # 3. Model
     auto_class = AutoModelForMaskedLM if fills_blanks else AutoModelForSequenceClassification
     if args.evaluate_only:
+        check_head(output_dir, fills_blanks)
         model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
     elif fills_blanks:
         model = BERTForMaskedLM(BERTConfig(vocab_size=len(tokenizer), **asdict(model_args)))
@@ -372,7 +385,7 @@ def write_report(
     score = SCORES[task_args.task]
     lines = {"loss": "training, nats", "eval_loss": "scored, nats"}
     report.plot_loss(log, output_dir / "figures" / "loss.png", lines)
-    config, fills_blanks = model.config, task_args.task == BLANKS
+    config, fills_blanks, known = model.config, task_args.task == BLANKS, task_args.text is None
     about = (
         f"A BERT of {model.num_parameters():,} parameters: {config.num_hidden_layers} layers, "
         f"{config.hidden_size} wide, {config.num_attention_heads} heads, texts of up to "
@@ -380,11 +393,14 @@ def write_report(
     )
     if fills_blanks:
         task = "fill-mask"
-        sections = {"": f"{about} It fills in blanks.", "Guesses": guesses(model, tokenizer)}
-        limits = (
-            "It has read few books, most of them of the 19th century, and has their prejudices. "
-            "What it puts into a blank is likely, not true."
-        )
+        sections = {"": f"{about} It fills in blanks."}
+        limits = "What it puts into a blank is likely, not true."
+        if known:
+            sections["Guesses"] = guesses(model, tokenizer)
+            limits = (
+                "It has read few books, most of them of the 19th century, and has their "
+                f"prejudices. {limits}"
+            )
     else:
         task = "text-classification"
         base = Path(tune_args.base_model).name
@@ -403,7 +419,6 @@ def write_report(
             "It has learned from single sentences of one kind; of others its probabilities mean "
             "little. Do not judge people or their work by it."
         )
-    known = task_args.text is None
     report.write_card(
         output_dir,
         run,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
 
 from groundup.data_scripts.sources import describe
@@ -33,7 +34,7 @@ USAGE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 path = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=True)
-inputs = tokenizer(["{example}" + tokenizer.eos_token], return_tensors="pt")
+inputs = tokenizer(["{example}"], return_tensors="pt")
 written = model.generate(**inputs, num_beams={num_beams}, max_new_tokens={max_new_tokens})
 print(tokenizer.batch_decode(written, skip_special_tokens=True))"""
 
@@ -81,22 +82,25 @@ def check_choices(arguments: PairArguments, chosen: set[str]) -> None:
 
 
 def make_tokenizer(dataset: DatasetDict, arguments: PairArguments):
-    """One tokenizer for both sides, which pads on the right."""
+    """One tokenizer for both sides, which puts an end to a text and pads on the right."""
     texts = [text for column in ("source", "target") for text in dataset["train"][column]]
     tokenizer = TASKS[arguments.dataset].make_tokenizer(texts, arguments)
     tokenizer.padding_side = "right"
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
     return tokenizer
 
 
 def encode_pairs(tokenizer, dataset: DatasetDict) -> DatasetDict:
     """Sources as `input_ids`, targets as `labels`, each with an end; their `length` together."""
     # Straight to the backend: several times as fast, which counts for 100,000 short texts.
-    backend, end = tokenizer.backend_tokenizer, [tokenizer.eos_token_id]
+    backend = tokenizer.backend_tokenizer
     backend.no_padding()  # which may be left over from an earlier call
 
     def encode(texts) -> list[list[int]]:
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids + end for encoding in encodings]
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
 
     encoded = DatasetDict()
     for split, rows in dataset.items():
@@ -116,16 +120,16 @@ def translate(model, tokenizer, sources: list[str], arguments: PairArguments) ->
     size = max(1, WRITE_ROWS // arguments.num_beams)
     for start in range(0, len(order), size):
         some = order[start : start + size]
-        ends = [f"{sources[i]}{tokenizer.eos_token}" for i in some]
-        inputs = tokenizer(ends, return_tensors="pt", padding=True).to(model.device)
+        texts = [sources[i] for i in some]
+        inputs = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
         ids = model.generate(
             **inputs,
             num_beams=arguments.num_beams,
             max_new_tokens=arguments.max_new_tokens,
             do_sample=False,
         )
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        written |= {i: text.strip() for i, text in zip(some, texts, strict=True)}
+        found = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        written |= {i: text.strip() for i, text in zip(some, found, strict=True)}
     model.train(was_training)
     return [written[i] for i in range(len(sources))]
 
@@ -136,13 +140,13 @@ def main(argv=None):
     return train(argv, "seq2seq", Seq2SeqConfig, Seq2SeqForConditionalGeneration)
 
 
-def train(argv, default_config: str, config_class, model_class) -> dict:
-    """Arguments, data, model, fit, report; of either kind of network."""
+def train(argv, system: str, config_class, model_class) -> dict:
+    """Arguments, data, model, fit, report; of either kind of network (`system`, its row)."""
     # 1. Arguments
     leave_out = ["vocab_size", "is_encoder_decoder"]
     config_name, pair_args, model_args, args = recipe.parse_arguments(
         argv,
-        default_config,
+        system,
         PairArguments,
         recipe.model_arguments(config_class, leave_out),
         description="Trains seq2seq.",
@@ -196,7 +200,8 @@ def train(argv, default_config: str, config_class, model_class) -> dict:
     with trainer.autocast_smart_context_manager():
         written = translate(model, tokenizer, sources, pair_args)
     metrics = task.metric().compute(predictions=written, references=answers)
-    run = report.run_metrics("seq2seq", config_name, args, metrics, data, trainer.stopwatch.seconds)
+    seconds = trainer.stopwatch.seconds
+    run = report.run_metrics(system, config_name, args, metrics, data, seconds)
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
             log, told = trainer.state.log_history, (sources, answers, written)
@@ -232,8 +237,10 @@ def plot_attention(path: Path, model, tokenizer, source: str, written: str) -> N
 
     if hasattr(model.config, "num_attention_heads"):  # other kinds of attention keep no weights
         model.set_attn_implementation("eager")
-    ends = [f"{text}{tokenizer.eos_token}" for text in (source, written)]
-    ids, labels = (tokenizer(text, return_tensors="pt").input_ids.to(model.device) for text in ends)
+    ids, labels = (
+        tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+        for text in (source, written)
+    )
     outputs = model.eval()(ids, labels=labels, output_attentions=True)
     weights = outputs.cross_attentions[-1][0].float().mean(0).cpu()  # (written, read)
     names = [
