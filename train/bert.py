@@ -214,6 +214,7 @@ def encode_sentences(tokenizer, dataset: DatasetDict) -> DatasetDict:
         full = sum(len(ids) == limit for ids in columns["input_ids"])
         if full:
             print(f"{split}: {full} sentences fill {limit} tokens or were cut")
+        columns["length"] = [len(ids) for ids in columns["input_ids"]]  # for batches of one length
         encoded[split] = Dataset.from_dict({**columns, "label": list(rows["label"])})
     return DatasetDict(encoded)
 

@@ -42,7 +42,13 @@ from .recurrent import (
     check_recurrent_config,
     init_recurrent_weights,
 )
-from .seq2seq_common import check_inputs, check_special_tokens, label_loss, shift_right
+from .seq2seq_common import (
+    check_inputs,
+    check_sources,
+    check_special_tokens,
+    label_loss,
+    shift_right,
+)
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -194,6 +200,7 @@ class Encoder(nn.Module):
             `last_hidden_state` (batch, source, 2 * hidden_size); `pooler_output` (batch, layers *
             hidden_size), where the decoder's layers begin.
         """
+        check_sources(input_ids, attention_mask)
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
         hidden_states, starts = self.embed_tokens(input_ids), []
@@ -277,7 +284,8 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
 
     def __init__(self, config: Seq2SeqConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # No padding_idx: padding may be the token that ends a text, too, which is to be learned.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.encoder = Encoder(config, self.embed_tokens)
         self.decoder = Decoder(config, self.embed_tokens)
         self.post_init()

@@ -31,6 +31,16 @@ def check_inputs(input_ids, encoder_outputs, decoder_input_ids) -> None:
         raise ValueError("give decoder_input_ids: at least decoder_start_token_id")
 
 
+def check_sources(input_ids, attention_mask) -> None:
+    """Raises ValueError where there is nothing to attend to: a source has no tokens."""
+    there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if not torch.compiler.is_compiling() and not there.any(-1).all():
+        raise ValueError(
+            "a source is empty (its attention_mask is 0 everywhere): leave it out, or give it at "
+            "least the token that ends a text"
+        )
+
+
 def shift_right(labels: torch.LongTensor, config) -> torch.LongTensor:
     """The tokens before each label: (batch, target) -> (batch, target)."""
     shifted = labels.new_full(labels.shape, config.decoder_start_token_id)
