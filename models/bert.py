@@ -278,6 +278,9 @@ class BERTForMaskedLM(BERTPreTrainedModel):
             `logits` (batch, time, vocab_size): in training, of the hidden tokens only, (hidden,
             vocab_size), in the order in which they stand, since the others' would be most of the
             work and nobody asks; `hidden_states` and `attentions` where asked for.
+
+        Raises:
+            ValueError: a label is not a token.
         """
         outputs = self.bert(input_ids, attention_mask, token_type_ids, **kwargs)
         hidden_states = outputs.last_hidden_state
@@ -287,6 +290,12 @@ class BERTForMaskedLM(BERTPreTrainedModel):
         logits = self.head(hidden_states)
         loss = None
         if labels is not None:
+            vocabulary = self.config.vocab_size
+            if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= vocabulary:
+                raise ValueError(
+                    f"labels must be below {vocabulary}, the size of the vocabulary, or -100; "
+                    f"there is {labels.max().item()}"
+                )
             loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
         return MaskedLMOutput(
             loss=loss,

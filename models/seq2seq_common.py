@@ -52,7 +52,15 @@ def label_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
     """Mean of -log p(label), in nats: (batch, target, vocab_size), (batch, target) -> ().
 
     Labels of -100 are left out.
+
+    Raises:
+        ValueError: a label is not a token.
     """
+    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= logits.shape[-1]:
+        raise ValueError(
+            f"labels must be below {logits.shape[-1]}, the size of the vocabulary, or "
+            f"{IGNORED_LABEL}; there is {labels.max().item()}"
+        )
     return nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL
     )

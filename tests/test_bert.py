@@ -219,6 +219,8 @@ def test_what_a_user_can_get_wrong_is_said():
         model(input_ids=torch.ones(1, 129, dtype=torch.long))
     with pytest.raises(ValueError, match=r"from 0 to 1.*there are 0 to 2"):
         model(input_ids=torch.ones(2, 3, dtype=torch.long), labels=torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="labels must be below 67.*there is 67"):
+        BERTForMaskedLM(config)(torch.ones(1, 2, dtype=torch.long), labels=torch.tensor([[1, 67]]))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         BERTForMaskedLM(config)()
     with pytest.raises(ValueError, match="type_vocab_size is 0"):
@@ -563,6 +565,8 @@ def test_pseudo_perplexity_is_that_of_one_blank_at_a_time(finished):
         (["--task", "mnli"], "--task mnli is unknown: give blanks, sst2, cola"),
         (["--split", "train"], "--split train is unknown"),
         (["--task", "sst2"], "--text is for --task blanks"),
+        (["--random_weights"], "--random_weights is for --task sst2"),
+        (["--split", "validation"], "--split is for --task sst2"),
         (["--base_model", "pretrained/bert"], "--base_model is for --task sst2 and cola"),
         (["--tokenizer_vocab_size", "20"], "WordPiece needs at least 100"),
         (["--max_position_embeddings", "2"], "block_size is 2"),
@@ -586,6 +590,14 @@ def test_a_task_needs_a_model_to_go_on_from(glue_dir, finished, tmp_path, capsys
             bert.main([*common, *more])
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+
+
+def test_a_model_of_another_task_is_not_scored(glue_dir, finished, capsys):
+    """Its head would be random."""
+    flags = ["--task", "sst2", "--base_model", str(finished), "--data_dir", str(glue_dir)]
+    with pytest.raises(SystemExit):
+        bert.main([*flags, "--output_dir", str(finished), "--evaluate_only"])
+    assert "holds a BERTForMaskedLM, and this task needs a" in capsys.readouterr().err
 
 
 def test_it_is_a_sentence_encoder_through_sentence_transformers(finished, tmp_path):

@@ -225,6 +225,9 @@ def test_wrong_inputs_are_refused():
         model(labels=inputs["labels"])
     with pytest.raises(ValueError, match="give decoder_input_ids"):
         model(inputs["input_ids"])
+    inputs["labels"][0, 1] = VOCABULARY
+    with pytest.raises(ValueError, match=f"labels must be below {VOCABULARY}"):
+        model(**inputs)
 
 
 def test_a_source_without_tokens_is_refused():

@@ -41,6 +41,15 @@ class FineTuneArguments:
             raise ValueError("--lora_rank changes a trained model: name it with --base_model")
 
 
+def check_optimizer(tune_args, args) -> None:
+    """Raises ValueError where Muon, which is for whole matrices, would train LoRA's factors."""
+    if tune_args.lora_rank and args.muon_learning_rate:
+        raise ValueError(
+            "LoRA's factors are trained by AdamW: set --muon_learning_rate 0 and a --learning_rate "
+            "of about 0.005, as in configs/gpt_dickens.yaml"
+        )
+
+
 def load_base_model(
     name: str, model_args, chosen: set[str], auto_class=AutoModelForCausalLM, **options
 ):

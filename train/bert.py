@@ -110,8 +110,6 @@ class TaskArguments:
             raise ValueError(f"--task {self.task} is unknown: give {', '.join(SCORES)}")
         if self.split not in ("validation", "test"):
             raise ValueError(f"--split {self.split} is unknown: give validation or test")
-        if self.task != BLANKS and self.text is not None:
-            raise ValueError("--text is for --task blanks; sst2 and cola have their own sentences")
 
 
 def load_data(arguments: TaskArguments) -> DatasetDict:
@@ -123,12 +121,16 @@ def load_data(arguments: TaskArguments) -> DatasetDict:
     return load_english(arguments.data_dir)
 
 
-def check_choices(task_args, tune_args) -> None:
+def check_choices(task_args, tune_args, args) -> None:
     """Raises ValueError for flags that do not go together."""
     if task_args.task == BLANKS:
-        for name in ("base_model", "lora_rank"):
-            if getattr(tune_args, name):
-                raise ValueError(f"--{name} is for --task sst2 and cola; blanks begin anew")
+        for name in sorted({"base_model", "lora_rank", "random_weights", "split"} & args.chosen):
+            raise ValueError(f"--{name} is for --task sst2 and cola; blanks begin anew")
+    elif unused := {"tokenizer_vocab_size", "whole_words", "text"} & args.chosen:
+        raise ValueError(
+            f"--{min(unused)} is for --task {BLANKS}; {task_args.task} has its own sentences, and "
+            f"the base model its tokenizer"
+        )
     elif tune_args.base_model is None:
         raise ValueError(
             f"--task {task_args.task} goes on from a model that fills in blanks: name it with "
@@ -136,6 +138,7 @@ def check_choices(task_args, tune_args) -> None:
         )
     if task_args.random_weights and tune_args.lora_rank:
         raise ValueError("--lora_rank changes trained weights: leave out --random_weights")
+    adapters.check_optimizer(tune_args, args)
 
 
 def check_head(folder: Path, fills_blanks: bool) -> None:
@@ -251,7 +254,7 @@ def main(argv=None):
     )
     output_dir = Path(args.output_dir)
     recipe.check_scorable(args)
-    check_choices(task_args, tune_args)
+    check_choices(task_args, tune_args, args)
     set_seed(args.seed)
     fills_blanks = task_args.task == BLANKS
 

@@ -117,11 +117,7 @@ def check_choices(data_args, tune_args, args) -> None:
             raise ValueError(
                 f"{tune_args.base_model} has a tokenizer of its own: leave out --{flag}"
             )
-    if tune_args.lora_rank and args.muon_learning_rate:
-        raise ValueError(
-            "LoRA's factors are trained by AdamW: take --config configs/gpt_dickens.yaml, whose "
-            "rates fit, or set --muon_learning_rate 0 and a --learning_rate of about 0.005"
-        )
+    adapters.check_optimizer(tune_args, args)
 
 
 @recipe.one_line_errors
