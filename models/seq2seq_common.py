@@ -42,7 +42,17 @@ def check_sources(input_ids, attention_mask) -> None:
 
 
 def shift_right(labels: torch.LongTensor, config) -> torch.LongTensor:
-    """The tokens before each label: (batch, target) -> (batch, target)."""
+    """The tokens before each label: (batch, target) -> (batch, target).
+
+    Raises:
+        ValueError: a label is not a token.
+    """
+    size = config.vocab_size
+    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= size:
+        raise ValueError(
+            f"labels must be below {size}, the size of the vocabulary, or {IGNORED_LABEL}; there "
+            f"is {labels.max().item()}"
+        )
     shifted = labels.new_full(labels.shape, config.decoder_start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
@@ -52,15 +62,7 @@ def label_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
     """Mean of -log p(label), in nats: (batch, target, vocab_size), (batch, target) -> ().
 
     Labels of -100 are left out.
-
-    Raises:
-        ValueError: a label is not a token.
     """
-    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= logits.shape[-1]:
-        raise ValueError(
-            f"labels must be below {logits.shape[-1]}, the size of the vocabulary, or "
-            f"{IGNORED_LABEL}; there is {labels.max().item()}"
-        )
     return nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL
     )

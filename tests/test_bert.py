@@ -219,7 +219,7 @@ def test_what_a_user_can_get_wrong_is_said():
         model(input_ids=torch.ones(1, 129, dtype=torch.long))
     with pytest.raises(ValueError, match=r"from 0 to 1.*there are 0 to 2"):
         model(input_ids=torch.ones(2, 3, dtype=torch.long), labels=torch.tensor([0, 2]))
-    with pytest.raises(ValueError, match="labels must be below 67.*there is 67"):
+    with pytest.raises(ValueError, match=r"labels must be below 67.*there is 67"):
         BERTForMaskedLM(config)(torch.ones(1, 2, dtype=torch.long), labels=torch.tensor([[1, 67]]))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         BERTForMaskedLM(config)()
