@@ -84,7 +84,7 @@ def publish(folders: list[Path]) -> None:
         shutil.copytree(folders[0], export, ignore=left_out)
         round_weights(export)
         again, note = rescore(result, export), "Its weights are rounded to bf16"
-        if not same(score, again[score], runs[0]["metrics"][score]):
+        if not same(result["config"], score, again[score], runs[0]["metrics"][score]):
             note = "Its weights are kept in fp32, since bf16 changes the score"
             for name in ("model.safetensors", "config.json"):
                 shutil.copy(folders[0] / name, export)
@@ -163,9 +163,10 @@ def studies(config: str, figures: Path) -> list[str]:
     return lines
 
 
-def same(name: str, score: float, other: float) -> bool:
+def same(config: str, name: str, score: float, other: float) -> bool:
     """Whether a metric, measured twice, has the same value."""
-    return abs(score - other) <= TOLERANCES.get(name, TOLERANCE)
+    tolerance = bar_of(config).get("tolerance", TOLERANCES.get(name, TOLERANCE))
+    return abs(score - other) <= tolerance
 
 
 def round_weights(folder: Path) -> None:
@@ -203,7 +204,7 @@ def verify(row: str) -> bool:
     for result in results:
         again = rescore(result, PRETRAINED / result["config"])
         for name, published in result["pretrained"].items():
-            agrees = same(name, again[name], published)
+            agrees = same(result["config"], name, again[name], published)
             all_agree &= agrees
             verdict = "agrees" if agrees else "does NOT agree"
             print(f"{result['config']}: {name} {again[name]:.4f} ({verdict} with {published:.4f})")

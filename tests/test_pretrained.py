@@ -18,7 +18,8 @@ def test_a_published_score_can_be_had_again(result):
     folder = results.PRETRAINED / result["config"]
     again = results.rescore(result, folder)
     for name, published in result["pretrained"].items():
-        assert results.same(name, again[name], published), (name, again[name], published)
+        agrees = results.same(result["config"], name, again[name], published)
+        assert agrees, (name, again[name], published)
 
 
 def test_pretrained_models_are_small_and_hold_no_pickle():
