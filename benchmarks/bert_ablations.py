@@ -19,7 +19,6 @@ VARIANTS = {
     "pre-trained, all weights": [],
     "pre-trained, LoRA of rank 8": ["--lora_rank=8", "--learning_rate=0.002"],
     "from random weights": ["--random_weights"],
-    "from random weights, rate 0.001": ["--random_weights", "--learning_rate=0.001"],
 }
 
 

@@ -165,8 +165,8 @@ def studies(config: str, figures: Path) -> list[str]:
 
 def same(config: str, name: str, score: float, other: float) -> bool:
     """Whether a metric, measured twice, has the same value."""
-    tolerance = bar_of(config).get("tolerance", TOLERANCES.get(name, TOLERANCE))
-    return abs(score - other) <= tolerance
+    of_this = bar_of(config).get("tolerance", {})
+    return abs(score - other) <= of_this.get(name, TOLERANCES.get(name, TOLERANCE))
 
 
 def round_weights(folder: Path) -> None:

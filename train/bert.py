@@ -124,8 +124,8 @@ def load_data(arguments: TaskArguments) -> DatasetDict:
 def check_choices(task_args, tune_args, args) -> None:
     """Raises ValueError for flags that do not go together."""
     if task_args.task == BLANKS:
-        for name in sorted({"base_model", "lora_rank", "random_weights", "split"} & args.chosen):
-            raise ValueError(f"--{name} is for --task sst2 and cola; blanks begin anew")
+        if unused := {"base_model", "lora_rank", "random_weights", "split"} & args.chosen:
+            raise ValueError(f"--{min(unused)} is for --task sst2 and cola; blanks begin anew")
     elif unused := {"tokenizer_vocab_size", "whole_words", "text"} & args.chosen:
         raise ValueError(
             f"--{min(unused)} is for --task {BLANKS}; {task_args.task} has its own sentences, and "
