@@ -6,11 +6,10 @@
 SST-2 (Socher et al. 2013) has sentences of film reviews and phrases of them; CoLA (Warstadt et al.
 2019) sentences of linguists' publications, some of which they mark as wrong. GLUE (Wang et al.
 2019) keeps the labels of its test sets to itself: as everywhere, its validation sets are the test
-sets here, and some of the training sentences are for validation.
+sets here. `hold_out` sets training sentences apart, to choose settings by.
 
 They are looked for in `--data_dir` or `$GROUNDUP_DATA/{sst2,cola}/` (`train.tsv.xz`, `dev.tsv.xz`,
-`test.tsv.xz`; `cola_public.zip`), then on the Hub (`nyu-mll/glue`). The two may cut training from
-validation differently; the test sentences are the same.
+`test.tsv.xz`; `cola_public.zip`), then on the Hub (`nyu-mll/glue`).
 
 Run it to see what it holds: `python data_scripts/glue.py --task sst2`.
 """
@@ -18,6 +17,7 @@ Run it to see what it holds: `python data_scripts/glue.py --task sst2`.
 import argparse
 import csv
 import io
+import random
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -38,16 +38,22 @@ from groundup.data_scripts.text import decode, decompress
 
 HUB_ID = "nyu-mll/glue"
 CLASSES = {"sst2": ["negative", "positive"], "cola": ["unacceptable", "acceptable"]}
-SST2_FILES = {"train": "train.tsv.xz", "validation": "dev.tsv.xz", "test": "test.tsv.xz"}
+# The first two are GLUE's training set, cut in two.
+SST2_FILES = {"train.tsv.xz": "train", "dev.tsv.xz": "train", "test.tsv.xz": "test"}
 COLA_ARCHIVE = "cola_public.zip"
 COLA_FOLDER = "cola_public/raw"
-FILES = {"sst2": list(SST2_FILES.values()), "cola": [COLA_ARCHIVE]}
+FILES = {"sst2": list(SST2_FILES), "cola": [COLA_ARCHIVE]}
 LICENSES = {
     "sst2": "none stated; research use, cite Socher et al. (2013)",
     "cola": "fair use for research, cite Warstadt et al. (2019)",
 }
 HOMEPAGES = {"sst2": "https://nlp.stanford.edu/sentiment", "cola": "https://nyu-mll.github.io/CoLA"}
-VALIDATION_SHARE = 0.1  # of the training sentences, where nobody has set some apart
+# How many sentences `hold_out` takes, and of how many words at least: most of SST-2 are phrases of
+# others, while those of its test set are whole.
+HELD_OUT = {"sst2": (1_500, 12), "cola": (850, 1)}
+SHARED_WORDS = 4
+# Signs of the Penn Treebank, and how they are written elsewhere.
+APART = ((" n't", "n't"), ("``", '"'), ("''", '"'), ("-lrb-", "("), ("-rrb-", ")"))
 
 
 def load_glue(task: str, data_dir: str | Path | None = None) -> DatasetDict:
@@ -58,8 +64,8 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> DatasetDict:
         data_dir: the folder that holds the files; `$GROUNDUP_DATA/<task>`, then the Hub by default.
 
     Returns:
-        The splits `train`, `validation` and `test` (GLUE's validation set), with the columns `text`
-        and `label` (a `ClassLabel` that knows the two names).
+        The splits `train` and `test` (GLUE's validation set), with the columns `text` and `label`
+        (a `ClassLabel` that knows the two names).
 
     Raises:
         DataNotFound: it is nowhere, or not in the `data_dir` that was given.
@@ -71,8 +77,7 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> DatasetDict:
         rows = _read_sst2(folder) if task == "sst2" else _read_cola(folder / COLA_ARCHIVE)
         source = f"local file {', '.join(FILES[task])}"
     else:
-        splits = ("train", "validation")
-        names = [f"{task}/{split}-00000-of-00001.parquet" for split in splits]
+        names = [f"{task}/{split}-00000-of-00001.parquet" for split in ("train", "validation")]
         paths, source = find_on_hub(HUB_ID, names), f"Hub {HUB_ID}"
         if paths is None:
             raise not_found(task, FILES[task], hub=HUB_ID)
@@ -81,18 +86,50 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> DatasetDict:
     dataset = DatasetDict(
         {split: Dataset.from_list(some, features=features) for split, some in rows.items()}
     )
-    if "validation" not in dataset:
-        parts = dataset["train"].train_test_split(VALIDATION_SHARE, seed=0)
-        dataset["train"], dataset["validation"] = parts["train"], parts["test"]
     return with_info(
         dataset, name=task, source=source, license=LICENSES[task], homepage=HOMEPAGES[task]
     )
 
 
+def hold_out(rows: Dataset, number: int, min_words: int) -> DatasetDict:
+    """Cuts training sentences in two, so that neither half has read the other.
+
+    Args:
+        rows: training sentences.
+        number: of the sentences for validation.
+        min_words: of each of these.
+
+    Returns:
+        The splits `validation`, and `train`: of the other sentences, those that have no four words
+        in a row with them in common.
+
+    Raises:
+        ValueError: there are fewer such sentences.
+    """
+    long_ones = [i for i, text in enumerate(rows["text"]) if len(text.split()) >= min_words]
+    if len(long_ones) < number:
+        raise ValueError(
+            f"{number} sentences of at least {min_words} words are to be held out, and there are "
+            f"{len(long_ones)}"
+        )
+    held = sorted(random.Random(0).sample(long_ones, number))
+    validation = rows.select(held)
+    known = {run for text in validation["text"] for run in _word_runs(text)}
+    kept = (i for i, text in enumerate(rows["text"]) if known.isdisjoint(_word_runs(text)))
+    left = sorted(set(kept) - set(held))
+    return DatasetDict({"train": rows.select(left), "validation": validation})
+
+
+def _word_runs(text: str) -> list[tuple[str, ...]]:
+    """All runs of so many words."""
+    words = text.split()
+    return list(zip(*(words[i:] for i in range(SHARED_WORDS)), strict=False))
+
+
 def _rows(table, name: str, text: int | str, label: int | str) -> list[dict]:
     """The columns that are wanted, with a clear error where there are none."""
     try:
-        found = [{"text": row[text].strip(), "label": int(row[label])} for row in table]
+        found = [{"text": _written(row[text]), "label": int(row[label])} for row in table]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{name} must have a sentence and a label 0 or 1 in each row") from error
     if not found or {row["label"] for row in found} != {0, 1}:
@@ -100,12 +137,19 @@ def _rows(table, name: str, text: int | str, label: int | str) -> list[dict]:
     return found
 
 
+def _written(text: str) -> str:
+    """As one would write it: SST-2 has the words apart, as the Penn Treebank does."""
+    for apart, written in APART:
+        text = text.replace(apart, written)
+    return text.strip()
+
+
 def _read_sst2(folder: Path) -> dict[str, list[dict]]:
-    splits = {}
-    for split, name in SST2_FILES.items():
+    splits = {"train": [], "test": []}
+    for name, split in SST2_FILES.items():
         text = decode(decompress((folder / name).read_bytes(), name), name)
         table = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-        splits[split] = _rows(table, name, "sentence", "label")
+        splits[split] += _rows(table, name, "sentence", "label")
     return splits
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from contract import gradients
+from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -22,7 +23,7 @@ from transformers import (
     pipeline,
 )
 
-from groundup.data_scripts.glue import load_glue
+from groundup.data_scripts.glue import HELD_OUT, hold_out, load_glue
 from groundup.data_scripts.masking import MaskedBlocks, Specials
 from groundup.data_scripts.sources import DataNotFound
 from groundup.data_scripts.wordpiece import (
@@ -354,7 +355,7 @@ def test_wrong_arguments_of_train_wordpiece():
 
 def sentences(count: int) -> list[tuple[str, int]]:
     """Sentences about wolves, which are bad, and kings, who are good."""
-    return [(f"he had known {('wolves', 'kings')[i % 2]} . {i}", i % 2) for i in range(count)]
+    return [(f"he knew {('wolves', 'kings')[i % 2]} {i}", i % 2) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -380,16 +381,30 @@ def glue_dir(tmp_path_factory):
 
 def test_glue_has_its_splits_and_labels(glue_dir):
     sst2, cola = (load_glue(task, glue_dir) for task in ("sst2", "cola"))
-    assert {split: len(rows) for split, rows in sst2.items()} == {
-        **{"train": 96, "validation": 20, "test": 24}
-    }
-    assert {split: len(rows) for split, rows in cola.items()} == {
-        **{"train": 45, "validation": 5, "test": 11}
-    }
-    assert sst2["test"][1] == {"text": "he had known kings . 1", "label": 1}
+    assert {split: len(rows) for split, rows in sst2.items()} == {**{"train": 116, "test": 24}}
+    assert {split: len(rows) for split, rows in cola.items()} == {**{"train": 50, "test": 11}}
+    assert sst2["test"][1] == {"text": "he knew kings 1", "label": 1}
     assert sst2["train"].features["label"].names == ["negative", "positive"]
-    assert not set(cola["train"]["text"]) & set(cola["validation"]["text"])
     assert sst2["train"].info.dataset_name == "sst2"
+
+
+def test_held_out_sentences_are_long_and_unknown_to_the_others():
+    texts = [
+        "a b c d e",
+        "b c d e",
+        "c d e",
+        "f g h i j k",
+        "g h i j",
+        "x y z",
+        "a b c",
+        "l m n o p",
+    ]
+    rows = Dataset.from_dict({"text": texts, "label": [0] * len(texts)})
+    parts = hold_out(rows, 3, min_words=5)
+    assert parts["validation"]["text"] == ["a b c d e", "f g h i j k", "l m n o p"]
+    assert parts["train"]["text"] == ["c d e", "x y z", "a b c"]
+    with pytest.raises(ValueError, match="at least 5 words are to be held out, and there are 3"):
+        hold_out(rows, 4, min_words=5)
 
 
 def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch):
@@ -512,15 +527,16 @@ def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path):
     run = bert.main(task_flags(tmp_path / "run"))
     assert run["metrics"]["accuracy"] > 0.9 and run["metrics"]["matthews_correlation"] > 0.8
     judge = pipeline("text-classification", str(tmp_path / "run"))
-    labels = [
-        answer["label"] for answer in judge(["he had known kings . 1", "he had known wolves . 2"])
-    ]
+    labels = [answer["label"] for answer in judge(["he knew kings 1", "he had known wolves . 2"])]
     assert labels == ["positive", "negative"]
     card = (tmp_path / "run" / "README.md").read_text()
     assert "negative or positive" in card and "taken for" in card and "nyu-mll/glue" in card
 
 
-def test_lora_trains_a_tenth_and_leaves_an_adapter(task_flags, finished, tmp_path, capsys):
+def test_lora_trains_a_tenth_and_leaves_an_adapter(
+    task_flags, finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(HELD_OUT, "sst2", (20, 4))
     more = ["--lora_rank=4", "--split=validation", "--max_steps=150", "--learning_rate=3e-3"]
     run = bert.main(task_flags(tmp_path / "run", *more))
     assert run["metrics"]["accuracy"] > 0.7

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from groundup.data_scripts.english import load_english
-from groundup.data_scripts.glue import CLASSES, load_glue
+from groundup.data_scripts.glue import CLASSES, HELD_OUT, hold_out, load_glue
 from groundup.data_scripts.masking import MaskedBlocks
 from groundup.data_scripts.sources import describe
 from groundup.data_scripts.text import load_text
@@ -99,7 +99,7 @@ class TaskArguments:
     )
     split: str = field(
         default="test",
-        metadata={"help": "Sentences to score on: validation, to choose settings by, or test."},
+        metadata={"help": "Sentences to score on: test, or validation, of the training ones."},
     )
     random_weights: bool = field(
         default=False, metadata={"help": "Of base_model, take shape and tokenizer only."}
@@ -115,7 +115,10 @@ class TaskArguments:
 def load_data(arguments: TaskArguments) -> DatasetDict:
     """Documents (column `text`), or sentences with a `label`."""
     if arguments.task != BLANKS:
-        return load_glue(arguments.task, arguments.data_dir)
+        dataset = load_glue(arguments.task, arguments.data_dir)
+        if arguments.split == "validation":
+            return hold_out(dataset["train"], *HELD_OUT[arguments.task])
+        return dataset
     if arguments.text is not None:
         return load_text(arguments.text)
     return load_english(arguments.data_dir)
