@@ -165,13 +165,37 @@ def test_outputs_and_gradients_are_those_of_the_same_on_torchs_gru(attention_typ
         assert_close(found[name], gru.weight_ih_l0.grad, **close)
 
 
+def test_places_are_waves_added_to_both_sides_embeddings():
+    with_waves, without = make(sinusoidal_positions=True), make()
+    inputs = batch()
+    left = {
+        name: torch.roll(inputs[name][1:2], 3, dims=1) for name in ("input_ids", "attention_mask")
+    }
+    labels = inputs["labels"][1:2]
+    # Token by token: sin and cos of t / 10000^(2i/d), as large as new embeddings are.
+    size = with_waves.config.initializer_range
+    angles = torch.arange(20)[:, None] / 10000 ** (torch.arange(0, SIZE, 2) / SIZE)
+    waves = size * torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
+    embed, calls = without.model.embed_tokens.weight, iter((waves[:3], waves[: labels.shape[1]]))
+    handle = without.model.embed_tokens.register_forward_hook(
+        lambda module, args, out: nn.functional.embedding(args[0], embed) + next(calls)
+    )
+    alone = inputs["input_ids"][1:2, :3]
+    expected = without(input_ids=alone, labels=labels).logits
+    handle.remove()
+    assert_close(with_waves(input_ids=alone, labels=labels).logits, expected, **close)
+    assert_close(with_waves(**left, labels=labels).logits, expected, **close)  # padded on the left
+    assert not torch.allclose(without(input_ids=alone, labels=labels).logits, expected, atol=1e-3)
+
+
 # ------------------------------------------------------------------------------------- generation
 
 
 @every_attention
+@pytest.mark.parametrize("waves", [False, True], ids=["", "waves"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_generation_with_the_state_and_without(attention_type, options):
-    model, inputs = make(attention_type), batch()
+def test_generation_with_the_state_and_without(attention_type, options, waves):
+    model, inputs = make(attention_type, sinusoidal_positions=waves), batch()
     del inputs["labels"]
     with_state, without = (
         model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=use, **options)
