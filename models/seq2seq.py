@@ -279,6 +279,7 @@ class Seq2SeqPreTrainedModel(PreTrainedModel):
     config: Seq2SeqConfig
     config_class = Seq2SeqConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     # The loss is a mean over the batch that was given; Trainer divides by what it accumulates.
     accepts_loss_kwargs = False
     _no_split_modules = ["RecurrentLayer"]

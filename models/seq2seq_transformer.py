@@ -50,6 +50,7 @@ from .transformer import (
     CrossAttention,
     CrossBlock,
     add_sinusoidal_positions,
+    check_keeps_weights,
     check_transformer_config,
     count_positions,
     init_transformer_weights,
@@ -294,11 +295,7 @@ class Seq2SeqTransformerModel(Seq2SeqTransformerPreTrainedModel):
                 an attention that does not keep them.
         """
         check_inputs(input_ids, encoder_outputs, decoder_input_ids)
-        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"{self.config._attn_implementation} attention keeps no weights; call "
-                f'model.set_attn_implementation("eager") before output_attentions=True'
-            )
+        check_keeps_weights(self.config, kwargs)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:

@@ -358,6 +358,14 @@ def sentences(count: int) -> list[tuple[str, int]]:
     return [(f"he knew {('wolves', 'kings')[i % 2]} {i}", i % 2) for i in range(count)]
 
 
+def test_attention_that_keeps_no_weights_is_not_asked_for_them():
+    config = BERTConfig(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    model = BERTForMaskedLM(config)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="sdpa attention keeps no weights"):
+        model(torch.tensor([[5, 6]]), output_attentions=True)
+
+
 @pytest.fixture(scope="module")
 def glue_dir(tmp_path_factory):
     """SST-2 and CoLA as they lie in data folders, with other sentences."""

@@ -188,6 +188,18 @@ def test_places_are_waves_added_to_both_sides_embeddings():
     assert not torch.allclose(without(input_ids=alone, labels=labels).logits, expected, atol=1e-3)
 
 
+def test_gradient_checkpointing_changes_no_gradient():
+    model, inputs = make(), batch()
+    gradients = []
+    for switch in (lambda: None, model.gradient_checkpointing_enable):
+        switch()
+        model.zero_grad()
+        model.train()(**inputs, use_cache=False).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    assert model.model.decoder.layers[0].gradient_checkpointing
+    assert_close(gradients[0], gradients[1], **close)
+
+
 # ------------------------------------------------------------------------------------- generation
 
 
