@@ -133,6 +133,9 @@ class Translator:
         self.writer = writer
         self.model = writer.model
         self.end = writer.tokenizer.eos_token_id
+        # One that spells in small letters means something else by capitals: phonemes.
+        known = writer.tokenizer.get_vocab()
+        self.small_letters = "a" in known and "A" not in known
         # An end follows what is read, and a beginning is before what is written.
         room = math.inf if writer.context is None else writer.context - 1
         self.max_read, self.max_written = min(MAX_READ, room), min(MAX_WRITTEN, room)
@@ -144,7 +147,8 @@ class Translator:
         Raises:
             space.Problem: there are none.
         """
-        known = self.writer.pieces(" ".join(text.split()))
+        text = " ".join(text.split())
+        known = self.writer.pieces(text.lower() if self.small_letters else text)
         if not known:
             raise space.Problem("There is nothing to read: write something first.")
         if len(known) > self.max_read:
