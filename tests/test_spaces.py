@@ -9,6 +9,7 @@ import html
 import io
 import json
 import re
+import runpy
 import shutil
 import struct
 import threading
@@ -37,6 +38,7 @@ from transformers import (
     BartForConditionalGeneration,
 )
 
+from groundup.data_scripts.phonemes import phoneme_tokenizer
 from groundup.data_scripts.tokenization import train_tokenizer
 from groundup.data_scripts.wordpiece import train_wordpiece
 from groundup.data_scripts.words import word_tokenizer
@@ -1234,6 +1236,19 @@ def groups(words: list[str], tokens: list[str]) -> list[list[int]]:
             found[-1].append(left.pop(0))
     assert not left
     return found
+
+
+def test_capitals_are_read_as_small_letters_where_those_are_the_spelling(tmp_path, monkeypatch):
+    tokenizer = phoneme_tokenizer()
+    ids = {f"{name}_token_id": tokenizer.eos_token_id for name in ("pad", "bos", "eos")}
+    config = Seq2SeqConfig(
+        vocab_size=len(tokenizer), hidden_size=8, decoder_start_token_id=0, **ids
+    )
+    monkeypatch.syspath_prepend(SPACES / "seq2seq")
+    app = runpy.run_path(str(SPACES / "seq2seq" / "app.py"))
+    writer = app["writing"].Writer(Seq2SeqForConditionalGeneration(config).eval(), tokenizer)
+    read = app["Translator"](writer).read("Read AH")
+    assert [piece for _, piece in read] == ["r", "e", "a", "d", "a", "h"]
 
 
 @torch.no_grad()
