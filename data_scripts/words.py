@@ -192,7 +192,10 @@ def describe_words(corpus: Words, vocabulary: Vocabulary) -> dict[str, str]:
 
 
 def check_memory(num_words: int, hidden_size: int, available: int | None = None) -> None:
-    """Whether two vectors for each word, in training, fit into the memory that is free.
+    """Whether the vectors fit into the memory that is free.
+
+    In training there are two for each word; when they are scored, 5.1 times as many numbers as the
+    vectors have were seen in use.
 
     Args:
         available: bytes; by default what the system says, if it does.
@@ -204,10 +207,10 @@ def check_memory(num_words: int, hidden_size: int, available: int | None = None)
         if "SC_AVPHYS_PAGES" not in os.sysconf_names:
             return
         available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = 2 * 4 * num_words * hidden_size
+    needed = 5 * 4 * num_words * hidden_size
     if needed > available:
         raise ValueError(
-            f"two vectors of {hidden_size} numbers for {num_words:,} words need "
+            f"vectors of {hidden_size} numbers for {num_words:,} words, and their copies, need "
             f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} are free: raise --min_count, "
             f"or set --max_vocab_size or a smaller --hidden_size"
         )

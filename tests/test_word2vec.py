@@ -313,7 +313,7 @@ def test_a_text_that_will_not_do_ends_in_one_line(tmp_path, capsys, content, mes
 
 
 def test_vectors_that_do_not_fit_into_memory_are_refused():
-    words.check_memory(1000, 100, available=2**20)
+    words.check_memory(500, 100, available=2**20)
     with pytest.raises(ValueError, match="raise --min_count"):
         words.check_memory(10_000, 100, available=2**20)
 
@@ -554,3 +554,37 @@ def test_words_read_are_those_of_all_steps(text, tmp_path, monkeypatch):
     assert (row != 0).sum() == 2000 and len(left) == len(right) == len(row) - 4 == 2048
     np.testing.assert_array_equal(row[2:2002], ids[10_000:])
     assert not left[2000:].any() and right[1999] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--per_device_train_batch_size", "131072"], "a step reads 65536 words"),
+        (["--learning_rate", "nan"], "--learning_rate is nan; it must be 0 or more"),
+        (["--learning_rate=-0.1"], "--learning_rate is -0.1; it must be 0 or more"),
+        (["--sample", "nan"], "--sample is nan; it must be 0 or more"),
+        (["--max_vocab_size", "1"], "vectors need two words"),
+        (["--shared_negatives", "100000"], "it must be at most 65536"),
+        (["--save_steps", "0"], "--save_steps is 0; it counts updates here: give at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(flags, message, tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("a king and a queen " * 50)
+    text = ["--text", str(tmp_path / "book.txt"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        word2vec.main([*text, "--max_steps", "1", *flags])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in said
+
+
+def test_only_vectors_are_scored_as_vectors(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "groundup-rnn"}')
+    flags = ["--output_dir", str(tmp_path), "--evaluate_only"]
+    for content, message in (
+        ('{"model_type": "groundup-rnn"}', "holds a groundup-rnn, and this script scores groundup"),
+        ("{", "config.json is damaged, no JSON"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(SystemExit):
+            word2vec.main(flags)
+        assert message in capsys.readouterr().err

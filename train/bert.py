@@ -256,7 +256,7 @@ def main(argv=None):
         description="Trains BERT.",
     )
     output_dir = Path(args.output_dir)
-    recipe.check_scorable(args)
+    recipe.check_scorable(args, BERTConfig)
     check_choices(task_args, tune_args, args)
     set_seed(args.seed)
     fills_blanks = task_args.task == BLANKS

@@ -63,8 +63,8 @@ def train_loop(
     if args.max_steps < 1:
         raise ValueError("set --max_steps: how many updates to make")
     for name in ("logging_steps", "save_steps", "eval_steps"):
-        if 0 < (getattr(args, name) or 1) < 1:
-            raise ValueError(f"--{name} counts updates here; it cannot be a share of them")
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value:g}; it counts updates here: give at least 1")
     begin(args, checkpoint)
     # The log, and the sums of the `count` updates since its last entry.
     history, sums, count = [], {}, 0

@@ -26,6 +26,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from transformers import (
     HfArgumentParser,
+    PreTrainedConfig,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -446,16 +447,36 @@ def keep_newest(output_dir: Path, count: int | None) -> None:
             shutil.rmtree(folder)
 
 
-def check_scorable(args: RunArguments) -> None:
-    """Raises ValueError where `--evaluate_only` finds no model."""
-    if args.evaluate_only and not (Path(args.output_dir) / "config.json").is_file():
+def read_json(path: Path):
+    """What a JSON file of a run holds.
+
+    Raises:
+        ValueError: it is damaged; says which one.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, no JSON: {error}") from error
+
+
+def check_scorable(args: RunArguments, config_class: type[PreTrainedConfig] | None = None) -> None:
+    """Raises ValueError where `--evaluate_only` finds no model, or not one of this config's."""
+    if not args.evaluate_only:
+        return
+    file = Path(args.output_dir) / "config.json"
+    if not file.is_file():
         raise ValueError(f"{args.output_dir} holds no model to score; train one first")
+    found = read_json(file).get("model_type")
+    if config_class and found != config_class.model_type:
+        raise ValueError(
+            f"{args.output_dir} holds a {found}, and this script scores {config_class.model_type}"
+        )
 
 
 def note_other_data(args: RunArguments, data: dict) -> None:
     """Says where `--evaluate_only` scores a run on other data than its own score is of."""
     finished = Path(args.output_dir) / "metrics.json"
-    own = json.loads(finished.read_text(encoding="utf-8"))["data"] if finished.exists() else data
+    own = read_json(finished)["data"] if finished.exists() else data
     if own["fingerprint"] != data["fingerprint"]:
         print(f"note: this run's own score is on {own['name']}; this is another data set or text")
 
@@ -503,7 +524,7 @@ def _changed(begun: Path, settings: dict) -> str:
     """What differs from the settings that a run was begun with, in words; empty if nothing."""
     if not begun.exists():
         return ""
-    before = json.loads(begun.read_text(encoding="utf-8"))
+    before = read_json(begun)
     names = sorted(k for k in settings | before if settings.get(k) != before.get(k))
     return ", ".join(f"{k} was {before.get(k)}, is {settings.get(k)}" for k in names)
 

@@ -152,7 +152,7 @@ def train(argv, system: str, config_class, model_class) -> dict:
         description="Trains seq2seq.",
     )
     output_dir, task = Path(args.output_dir), TASKS[pair_args.dataset]
-    recipe.check_scorable(args)
+    recipe.check_scorable(args, config_class)
     check_choices(pair_args, args.chosen)
     set_seed(args.seed)
 

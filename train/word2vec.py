@@ -10,7 +10,6 @@ hundred words, and is quicker than what a loop does around it: a *step* (`--max_
 `--logging_steps`, `--save_steps`) is therefore 65,536 words of the text.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,7 +57,7 @@ path = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
 model = AutoModel.from_pretrained(path, trust_remote_code=True)
 vectors = torch.nn.functional.normalize(model.embed_tokens.weight.float(), dim=1)
-nearest = (vectors @ vectors[tokenizer.vocab["night"]]).topk(9).indices[1:]
+nearest = (vectors @ vectors[tokenizer.vocab["{word}"]]).topk({number}).indices[1:]
 print(tokenizer.convert_ids_to_tokens(nearest))"""
 EXPORTS = """With Groundup installed, this `model` and `tokenizer` go to gensim and to
 sentence-transformers:
@@ -68,7 +67,7 @@ from sentence_transformers import SentenceTransformer
 from groundup.train.word_vectors import to_keyed_vectors, to_static_embedding
 
 keyed = to_keyed_vectors(model, tokenizer)
-print(keyed.most_similar(positive=["king", "woman"], negative=["man"]))
+print(keyed.most_similar("{word}"))
 encoder = SentenceTransformer(modules=[to_static_embedding(model, tokenizer)])
 print(encoder.encode("a sentence is the mean of its words").shape)
 ```"""
@@ -100,7 +99,7 @@ class WordArguments:
     """The text, and how it is looked at."""
 
     text: str | None = field(
-        default=None, metadata={"help": "A text file or a folder of them, in place of the corpus."}
+        default=None, metadata={"help": "A text file or a folder of them; words are of a to z."}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder that holds gutenberg, wikipedia and brown."}
@@ -132,7 +131,13 @@ class WordArguments:
                 f"--sharing is {self.sharing}; it must be a multiple of --block, which is "
                 f"{self.block}: {max(1, round(self.sharing / self.block)) * self.block} would do"
             )
-        if self.sample < 0:
+        if self.max_vocab_size == 1:
+            raise ValueError("--max_vocab_size is 1; vectors need two words to compare")
+        if self.shared_negatives > STEP_WORDS:
+            raise ValueError(
+                f"--shared_negatives is {self.shared_negatives}; it must be at most {STEP_WORDS}"
+            )
+        if not self.sample >= 0:
             raise ValueError(f"--sample is {self.sample}; it must be 0 or more")
 
 
@@ -234,7 +239,14 @@ def check_choices(word_args: WordArguments, args: recipe.RunArguments) -> None:
             f"Word2Vec trains by plain SGD, whose rate falls to 0: --{', --'.join(useless)} would "
             f"do nothing; leave it out"
         )
+    if not 0 <= args.learning_rate < math.inf:
+        raise ValueError(f"--learning_rate is {args.learning_rate}; it must be 0 or more")
     batch, sharing = args.per_device_train_batch_size, word_args.sharing
+    if batch > STEP_WORDS:
+        raise ValueError(
+            f"--per_device_train_batch_size is {batch}; a step reads {STEP_WORDS} words, which is "
+            f"the most that an update can be of"
+        )
     if batch < 1 or batch % sharing:
         raise ValueError(
             f"--per_device_train_batch_size is {batch}; it must be a multiple of --sharing, which "
@@ -253,7 +265,7 @@ def data_of(output_dir: Path) -> dict:
     file = output_dir / "metrics.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing, which says what the model was trained on")
-    return json.loads(file.read_text(encoding="utf-8"))["data"]
+    return recipe.read_json(file)["data"]
 
 
 @recipe.one_line_errors
@@ -265,7 +277,7 @@ def main(argv=None):
     )
     output_dir = Path(args.output_dir)
     check_choices(word_args, args)
-    recipe.check_scorable(args)
+    recipe.check_scorable(args, Word2VecConfig)
     set_seed(args.seed)
     if model_args.architecture == "skip-gram":
         # The products of its updates are small: two threads took 21, 29 and 39 s, one 28 to 30.
@@ -314,10 +326,12 @@ def main(argv=None):
     run = report.run_metrics("word2vec", config_name, args, metrics, data, seconds)
     if not args.evaluate_only:
         write_report(output_dir, run, without_contexts(model), tokenizer, keyed, history, word_args)
-    print(
-        f"WordSim-353 {metrics['wordsim353']:.3f}, SimLex-999 {metrics['simlex999']:.3f}, "
-        f"analogies {metrics['analogies']:.1%}"
+    said = {"wordsim353": "WordSim-353", "simlex999": "SimLex-999", "analogies": "analogies"}
+    parts = (
+        f"{label} {metrics[name]:.3f} (of the {metrics[f'{name}_known']:.0%} whose words are known)"
+        for name, label in said.items()
     )
+    print(", ".join(parts))
     if args.publish:
         publish(args)
     return run
@@ -350,7 +364,7 @@ def write_report(output_dir, run, model, tokenizer, keyed, log, word_args) -> No
             "analogies": "Google's analogies, share answered right",
         },
         scored_on=SCORED_ON,
-        usage=USAGE,
+        usage=USAGE.format(word=shown[0], number=min(9, config.vocab_size)),
         tags=["word2vec", "word-embeddings"],
         sections={
             "": f"Word2Vec ({config.architecture}): vectors of {config.hidden_size} numbers for "
@@ -363,7 +377,7 @@ def write_report(output_dir, run, model, tokenizer, keyed, log, word_args) -> No
             f"{run['metrics']['analogies_known']:.0%} of the analogies. There is no validation "
             "data for these sets: settings were compared on these same sets.",
             "Neighbours": near,
-            "In other libraries": EXPORTS,
+            "In other libraries": EXPORTS.format(word=shown[0]),
             "Training": "![loss](figures/loss.png)",
             "What it is not good for": "A word has one vector, whatever it means in a sentence. "
             "Opposites are near each other, since they stand in the same places. It knows the "

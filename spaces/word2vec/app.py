@@ -4,6 +4,7 @@ MODEL_ID=you/word2vec python app.py   # a Hub name or a folder; in a clone, pret
 """
 
 import difflib
+import re
 
 import gradio as gr
 import space
@@ -17,7 +18,7 @@ MAX_MAP_WORDS = 60
 MAX_NEIGHBOURS = 30
 SUGGESTIONS = 3
 APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # as in print; the words have plain ones
-BETWEEN_WORDS = str.maketrans(dict.fromkeys(",.;:!?-", " "))
+A_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")  # letters of any language, apostrophes inside
 MAP = "king queen prince princess father mother son daughter england france london paris"
 ABOUT = """
 Each word is a point in a space of {size} numbers. Words that stand in the same company come to lie
@@ -95,7 +96,7 @@ class Vectors:
 
     def map(self, text: str) -> Figure:
         """The two principal components of the chosen words; of unknown ones it warns."""
-        words = dict.fromkeys(plain(text).translate(BETWEEN_WORDS).split())
+        words = dict.fromkeys(A_WORD.findall(plain(text)))
         known = [self.ids[word] for word in words if self.knows(word)]
         for word in words:
             if not self.knows(word):
