@@ -34,6 +34,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .transformer import (
     Attention,
     PostNormBlock,
+    check_keeps_weights,
     check_transformer_config,
     sinusoidal_positions,
 )
@@ -206,8 +207,10 @@ class BERTModel(BERTPreTrainedModel):
             `attentions`.
 
         Raises:
-            ValueError: neither or both inputs; a text longer than the positions that there are.
+            ValueError: neither or both inputs; a text longer than the positions that there are;
+                attention weights of an attention that does not keep them.
         """
+        check_keeps_weights(self.config, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:

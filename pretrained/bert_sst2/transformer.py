@@ -70,6 +70,19 @@ def check_transformer_config(config):
             raise ValueError(f"{name} is {getattr(config, name)}; it must be in [0, 1)")
 
 
+def check_keeps_weights(config, options: dict) -> None:
+    """Raises ValueError where attention weights are asked of an attention that keeps none.
+
+    Args:
+        options: those of a forward.
+    """
+    if options.get("output_attentions") and config._attn_implementation != "eager":
+        raise ValueError(
+            f"{config._attn_implementation} attention keeps no weights; call "
+            f'model.set_attn_implementation("eager") before output_attentions=True'
+        )
+
+
 # ------------------------------------------------------------------------------------- positions
 
 
