@@ -20,7 +20,9 @@ attention-based neural machine translation"):
 
 `attention_type="none"` leaves the context out: all that the decoder knows of the source is where
 its state begins. In Luong's order, the context comes after the recurrent layers, so that the whole
-target is read at once in training.
+target is read at once in training. But then the decoder does not know where it looked before, and
+in long texts takes one word for a like one elsewhere. `sinusoidal_positions` tells both sides where
+each token stands, by the waves of the Transformer.
 
 Source and target share one vocabulary.
 """
@@ -49,6 +51,7 @@ from .seq2seq_common import (
     label_loss,
     shift_right,
 )
+from .transformer import count_positions, sinusoidal_positions
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -66,6 +69,7 @@ class Seq2SeqConfig(PreTrainedConfig):
         hidden_size: width of embedding and of the state of each direction.
         num_hidden_layers: recurrent layers of the encoder, and of the decoder.
         attention_type: "additive", "general", "dot" or "none".
+        sinusoidal_positions: add waves to the embeddings, as large as new ones.
         hidden_dropout: on what each layer and the output layer read.
         initializer_range: standard deviation of new embeddings.
         tie_word_embeddings: the output layer is the embedding, transposed.
@@ -81,6 +85,7 @@ class Seq2SeqConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 1
     attention_type: str = "additive"
+    sinusoidal_positions: bool = False
     hidden_dropout: float = 0.0
     initializer_range: float = 0.1
     tie_word_embeddings: bool = True
@@ -161,6 +166,15 @@ ATTENTIONS = {
 # ---------------------------------------------------------------------------- encoder and decoder
 
 
+def place(config: Seq2SeqConfig, embeddings, attention_mask=None, past: int = 0) -> torch.Tensor:
+    """Adds to (batch, time, hidden_size) where each token stands, if the config says so."""
+    if not config.sinusoidal_positions:
+        return embeddings
+    positions = count_positions(embeddings, attention_mask, past)
+    waves = sinusoidal_positions(positions, config.hidden_size)
+    return embeddings + config.initializer_range * waves.to(embeddings.dtype)
+
+
 class BidirectionalLayer(nn.Module):
     """Two GRUs side by side, one of which reads from the end to the beginning."""
 
@@ -184,7 +198,7 @@ class Encoder(nn.Module):
     def __init__(self, config: Seq2SeqConfig, embed_tokens: nn.Embedding):
         super().__init__()
         size = config.hidden_size
-        self.embed_tokens = embed_tokens
+        self.config, self.embed_tokens = config, embed_tokens
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(
             BidirectionalLayer(2 * size if i else size, size)
@@ -203,7 +217,8 @@ class Encoder(nn.Module):
         check_sources(input_ids, attention_mask)
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
-        hidden_states, starts = self.embed_tokens(input_ids), []
+        hidden_states = place(self.config, self.embed_tokens(input_ids), attention_mask)
+        starts = []
         for layer, bridge in zip(self.layers, self.bridges, strict=True):
             hidden_states, ends = layer(self.dropout(hidden_states), attention_mask)
             starts.append(bridge(ends.to(hidden_states.dtype)).tanh())
@@ -218,7 +233,7 @@ class Decoder(nn.Module):
     def __init__(self, config: Seq2SeqConfig, embed_tokens: nn.Embedding):
         super().__init__()
         size, attention = config.hidden_size, ATTENTIONS[config.attention_type]
-        self.embed_tokens = embed_tokens
+        self.config, self.embed_tokens = config, embed_tokens
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(
             RecurrentLayer("gru", size, size) for _ in range(config.num_hidden_layers)
@@ -226,7 +241,7 @@ class Decoder(nn.Module):
         self.attention = attention and attention(size)
         self.output_proj = linear(3 * size if attention else size, size)
 
-    def forward(self, decoder_input_ids, encoded, encoder_mask, starts):
+    def forward(self, decoder_input_ids, encoded, encoder_mask, starts, past: int = 0):
         """Reads the target's tokens before, and says what it makes of them.
 
         Args:
@@ -234,12 +249,14 @@ class Decoder(nn.Module):
             encoded: (batch, source, 2 * hidden_size).
             encoder_mask: (batch, source), 1 for text, 0 for padding; or None.
             starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64.
+            past: how many tokens of the target were read before.
 
         Returns:
             (batch, target, hidden_size); the states after; the attention (batch, target, source),
             None without.
         """
-        hidden_states, ends = self.embed_tokens(decoder_input_ids), []
+        hidden_states = place(self.config, self.embed_tokens(decoder_input_ids), past=past)
+        ends = []
         for layer, start in zip(self.layers, starts, strict=True):
             hidden_states, end = layer(self.dropout(hidden_states), start)
             ends.append(end)
@@ -262,6 +279,7 @@ class Seq2SeqPreTrainedModel(PreTrainedModel):
     config: Seq2SeqConfig
     config_class = Seq2SeqConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     # The loss is a mean over the batch that was given; Trainer divides by what it accumulates.
     accepts_loss_kwargs = False
     _no_split_modules = ["RecurrentLayer"]
@@ -327,7 +345,7 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values else 0
         starts = past_key_values.layers if past_key_values else self.first_states(encoder_outputs)
         hidden_states, ends, weights = self.decoder(
-            decoder_input_ids, encoder_outputs.last_hidden_state, attention_mask, starts
+            decoder_input_ids, encoder_outputs.last_hidden_state, attention_mask, starts, past
         )
         state = RecurrentState(ends, past + decoder_input_ids.shape[1])
         return Seq2SeqModelOutput(
