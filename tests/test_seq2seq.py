@@ -569,7 +569,13 @@ def test_a_run_learns_to_translate_and_leaves_what_it_should(finished):
     files = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     assert {name for name in files if not name.startswith("checkpoint-")} == {
         *("model.safetensors", "config.json", "generation_config.json", "seq2seq.py"),
-        *("recurrent.py", "seq2seq_common.py", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "recurrent.py",
+            "seq2seq_common.py",
+            "transformer.py",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
         *("README.md", "metrics.json", "settings.json"),
         *("figures/loss.png", "figures/attention.png"),
     }
