@@ -132,7 +132,8 @@ def measure(name: str, models: dict[str, nn.Module], rounds: int) -> dict:
     settings = yaml.safe_load((recipe.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     rows = settings["per_device_train_batch_size"]
     tokens = torch.randint(3, settings["tokenizer_vocab_size"], (rows, SOURCE + TARGET))
-    batch = {"input_ids": tokens[:, :SOURCE], "labels": tokens[:, SOURCE:]}
+    source, target = (part.contiguous() for part in tokens.split((SOURCE, TARGET), dim=1))
+    batch = {"input_ids": source, "labels": target}
     with torch.no_grad():
         losses = {peer: model.eval()(**batch).loss.item() for peer, model in models.items()}
     if max(losses.values()) - min(losses.values()) > 1e-4:
