@@ -18,6 +18,7 @@ from side_by_side import profile, take_turns, write
 from torch import nn
 
 from groundup.models.from_pegasus import pegasus_from_seq2seq
+from groundup.models.from_torch_rnn import LAYER_KEYS
 from groundup.models.recurrent import RecurrentLayer
 from groundup.models.seq2seq import (
     BidirectionalLayer,
@@ -33,16 +34,22 @@ from groundup.train import recipe
 SOURCE, TARGET = 18, 16  # tokens of a sentence of Multi30k, with its end
 
 
+def settings_of(name: str) -> dict:
+    """What a config holds."""
+    return yaml.safe_load((recipe.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
 def torch_gru(*layers: RecurrentLayer) -> nn.GRU:
     """One layer of PyTorch's GRU with our weights: of one direction, or of two."""
-    size = layers[0].hidden_size
-    inputs = layers[0].input_proj.in_features
+    size, inputs = layers[0].hidden_size, layers[0].input_proj.in_features
     gru = nn.GRU(inputs, size, batch_first=True, bidirectional=len(layers) == 2)
-    for layer, end in zip(layers, ("", "_reverse"), strict=False):
-        for linear, short in ((layer.input_proj, "ih"), (layer.hidden_proj, "hh")):
-            for kind in ("weight", "bias"):
-                own = getattr(gru, f"{kind}_{short}_l0{end}")
-                own.data.copy_(getattr(linear, kind).data)
+    gru.load_state_dict(
+        {
+            theirs.format(i=0) + direction: layer.state_dict()[ours]
+            for layer, direction in zip(layers, ("", "_reverse"), strict=False)
+            for ours, theirs in LAYER_KEYS.items()
+        }
+    )
     return gru
 
 
@@ -94,7 +101,7 @@ def candidates() -> dict[str, dict[str, nn.Module]]:
             pegasus_from_seq2seq,
         ),
     ):
-        settings = yaml.safe_load((recipe.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+        settings = settings_of(name)
         shape = {key: value for key, value in settings.items() if hasattr(config_class, key)}
         torch.manual_seed(0)
         ours = model_class(config_class(vocab_size=settings["tokenizer_vocab_size"], **shape))
@@ -129,7 +136,7 @@ def measure(name: str, models: dict[str, nn.Module], rounds: int) -> dict:
     Raises:
         RuntimeError: they do not, so that there is nothing to compare.
     """
-    settings = yaml.safe_load((recipe.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    settings = settings_of(name)
     rows = settings["per_device_train_batch_size"]
     tokens = torch.randint(3, settings["tokenizer_vocab_size"], (rows, SOURCE + TARGET))
     source, target = (part.contiguous() for part in tokens.split((SOURCE, TARGET), dim=1))
