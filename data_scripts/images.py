@@ -540,7 +540,8 @@ class HardSampler(EpochSampler):
             order = np.array([row for _, row in super().__iter__()])
             losses = self.losses[order]
             if epoch >= self.epochs:
-                losses = np.isinf(losses).astype(losses.dtype)
+                chance = np.random.default_rng([self.seed, epoch, 1, ORDER]).random(len(losses))
+                losses = np.where(np.isinf(losses), np.inf, chance)
             hardest = np.argsort(-losses, kind="stable")
             taken = np.sort(hardest[: len(self)])  # in the order in which they were
             self.losses[order[hardest[len(self) :]]] = np.inf

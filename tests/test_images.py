@@ -605,6 +605,24 @@ def test_in_the_last_epochs_chance_decides_what_is_left_out():
     assert all(not a & b for a, b in itertools.pairwise(left_out))
 
 
+@pytest.mark.parametrize("epochs", [9, 1])  # by the losses, by chance
+def test_what_was_left_out_is_spread_over_the_next_epoch(epochs):
+    """Batches of pictures that are all easy or all hard would spoil the norms' running averages."""
+    dataset = ImageBatches(noise(2000, 2, 2), np.arange(2000), Augment(**BYTES))
+    sampler = HardSampler(dataset, seed=1, skipped=0.25, epochs=epochs)
+    seen = set(range(2000))
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        rows = [row for _, row, _ in sampler]
+        sampler.record(np.array(rows, dtype=np.float32))
+        if epoch:
+            returns = np.array([row not in seen for row in rows])
+            assert returns.sum() == 500
+            for part in np.split(returns, 3):
+                assert abs(part.mean() - 1 / 3) < 0.08
+        seen = set(rows)
+
+
 def test_batches_of_a_loader():
     images, labels = noise(50, 4, 4), np.arange(50)
     rows = np.arange(5, 50, 2)
