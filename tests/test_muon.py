@@ -73,6 +73,18 @@ def test_filters_keep_their_norm_and_a_classifier_has_weight_decay(model):
     Muon([filters, heads, rest]).step()  # without gradients, nothing happens
 
 
+def test_filters_before_a_norm_keep_theirs_in_a_pre_activation_net_too():
+    config = ResNetConfig(hidden_sizes=(8, 16), depths=(1, 2), pre_activation=True)
+    model = ResNetForImageClassification(config)
+    args = SimpleNamespace(
+        muon_learning_rate=0.1, muon_momentum=0.8, learning_rate=0.01, weight_decay=0.3
+    )
+    blocks = [block for stage in model.resnet.stages for block in stage.blocks]
+    expected = [model.resnet.stem.conv, *(block.branch[0] for block in blocks)]
+    (filters,) = (group for group in muon_groups(model, args) if group.get("keep_norm"))
+    assert {id(p) for p in filters["params"]} == {id(conv.weight) for conv in expected}
+
+
 def test_of_filters_with_a_norm_behind_only_the_direction_counts():
     """A step from weights that are seven times as large ends at the same weights."""
     ends = []

@@ -362,6 +362,9 @@ It was
 late; too late! "So it is," said Tom. Why not? The 2 men sat. Oh.
 
 He saw the dog, and ran. Who ran? A cat-like man did. It is odd. We go there. why not?
+
+He spoke of the tree and of the sun, of the moon and of the star, of the sky and of the sea; and
+what he spoke of then was all there was, and all that there would ever be for either of them there.
 """
 
 
@@ -380,7 +383,8 @@ def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin)
     dataset = load_pig_latin()
     assert_disjoint(dataset)
     texts = set().union(*texts_of(dataset).values())
-    assert {text for text in texts if " " in text} == {
+    pieces = set(dataset["train"]["source"][5:])
+    assert {text for text in texts - pieces if " " in text} == {
         *("He saw the dog, and ran.", "It was late; too late!", "why not?", "Who ran?"),
         *("A cat-like man did.", "It is odd.", "We go there."),
     }
@@ -388,8 +392,13 @@ def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin)
         *("tree", "sun", "moon", "star", "sky", "sea"),  # dog stands in a sentence
     }
     assert {split: len(rows) for split, rows in dataset.items()} == {
-        **{"train": 3 + 2, "validation": 4, "test": 4}
+        **{"train": 3 + 2 + len(pieces), "validation": 4, "test": 4}
     }
+    long_sentence = " ".join(BOOK.split("\n\n")[-1].split())
+    assert len(pieces) > 1 and all(piece in long_sentence for piece in pieces)
+    assert max(map(len, pieces)) <= 60
+    new_words = {*dataset["test"]["source"][2:], *dataset["validation"]["source"][2:]}
+    assert len(new_words) == 4 and new_words.isdisjoint(pig_latin.WORD.findall(" ".join(pieces)))
     for rows in dataset.values():
         assert [to_pig_latin(text) for text in rows["source"]] == list(rows["target"])
     assert dataset["test"].info.description == "toy books; toy dictionary"

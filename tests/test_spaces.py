@@ -516,7 +516,7 @@ def test_what_is_served(served, models):
         scores = {"gpt": nats, "rnn": nats, "word2vec": "WordSim-353 **0.500**"}
         scores["bert"] = "right on **30.0%** of the blanks in the validation text of a test"
         scores["seq2seq"] = "BLEU **34.6** on "
-        assert scores.get(name.split("-")[0], "**50.0%** of the test pictures of a test") in page
+        assert scores.get(name.split("-")[0], "**50.0%** of pictures of a test that it") in page
 
 
 def test_what_is_too_large_is_not_taken(served):

@@ -17,8 +17,10 @@ ModelArguments = recipe.model_arguments(CNNConfig)
 
 
 def new_model(model_args, data: pictures.Pictures) -> CNNForImageClassification:
-    """A model with random weights, but for the first layer, which is computed from pictures."""
+    """A model with random weights; its first layer is computed from pictures, or random, too."""
     model = CNNForImageClassification(CNNConfig(**asdict(model_args), **data.labels()))
+    if not model_args.whitening:
+        return model
     rows = data.train.rows  # at equal distances, since they may be sorted by class
     some = rows[:: max(1, len(rows) // WHITENING_PICTURES)][:WHITENING_PICTURES]
     plain = data.scored.augment(data.train.images[some], data.train.labels[some], some)
@@ -29,8 +31,9 @@ def new_model(model_args, data: pictures.Pictures) -> CNNForImageClassification:
 def describe_model(model) -> str:
     """What the card says of the network."""
     config = model.config
+    first = "computed whitening" if config.whitening else "learned first"
     return (
-        f"A convolutional network of {model.num_parameters():,} parameters: a computed whitening "
+        f"A convolutional network of {model.num_parameters():,} parameters: a {first} "
         f"layer and {len(config.hidden_sizes)} groups of {config.depth} convolutions, "
         f"{config.hidden_sizes} channels wide."
     )

@@ -215,7 +215,7 @@ class PictureTrainer(recipe.RunTrainer):
             self.hard = HardSampler(pictures.train, seed, skip_easy, skip_easy_epochs)
 
     def _get_train_sampler(self, train_dataset=None):
-        return self.hard or super()._get_train_sampler(train_dataset)
+        return super()._get_train_sampler(train_dataset) if self.hard is None else self.hard
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """Trainer's own; the sampler is told the loss of each picture."""
@@ -439,20 +439,27 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
     )
     output_dir = Path(args.output_dir)
     recipe.check_scorable(args)
+    if args.eval_strategy != "no" and not picture_args.hold_out:
+        raise ValueError(
+            f"--eval_strategy {args.eval_strategy.value} would read the test pictures in training: "
+            f"give --hold_out 5000, too"
+        )
     set_seed(args.seed)
 
     # 2. Data
     processor = None
     if args.evaluate_only:
         processor = ViTImageProcessor.from_pretrained(output_dir)
-    pictures = load_pictures(picture_args, args.seed, processor)
+    with args.main_process_first(local=True):  # which decodes the pictures, once
+        pictures = load_pictures(picture_args, args.seed, processor)
     checkpoint = None
     if args.evaluate_only:
         recipe.note_other_data(args, pictures.description)
     else:
         settings = recipe.settings_of(args, picture_args, model_args, data=pictures.description)
         checkpoint = recipe.prepare_folder(args, settings)
-    print(pictures)
+    if args.process_index == 0:
+        print(pictures)
 
     # 3. Model
     if args.evaluate_only:
@@ -479,6 +486,9 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
         if not args.evaluate_only:
             about, log = describe_model(model), trainer.state.log_history
             full_size = picture_args.small_epochs * len(trainer.get_train_dataloader())
+            if full_size >= trainer.state.max_steps:
+                print(f"all pictures were of {picture_args.small_size} pixels: no full size")
+                full_size = 0
             write_report(output_dir, result, model, pictures, about, log, full_size, logits, labels)
         print(f"accuracy: {metrics[SCORE]:.4f} on {pictures.split}")
         if args.publish:

@@ -24,10 +24,15 @@ def new_model(model_args, data: pictures.Pictures) -> ResNetForImageClassificati
 def describe_model(model) -> str:
     """What the card says of the network."""
     config = model.config
-    shortcuts = "no shortcuts" if config.shortcut == "none" else "residual shortcuts"
+    kind = (
+        "A plain network, without shortcuts," if config.shortcut == "none" else "A residual network"
+    )
+    layers = 2 + sum(config.depths) * (3 if config.layer_type == "bottleneck" else 2)
+    order = "before" if config.pre_activation else "after"
     return (
-        f"A residual network of {model.num_parameters():,} parameters: {config.depths} "
-        f"{config.layer_type} blocks in stages of {config.hidden_sizes} channels, with {shortcuts}."
+        f"{kind} of {layers} layers and {model.num_parameters():,} parameters: {config.depths} "
+        f"{config.layer_type} blocks in stages of {config.hidden_sizes} channels, norm and "
+        f"activation {order} each convolution."
     )
 
 

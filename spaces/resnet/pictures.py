@@ -69,8 +69,8 @@ ABOUT = f"""
   to the most that this picture has; a map says where, not why.
 - Read are JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF; of pictures that move, the first frame; what is
   transparent is put on white.
-- The examples are pictures of CIFAR-10's test data (Krizhevsky 2009).
 """
+ABOUT_EXAMPLES = "- The examples are pictures of CIFAR-10's test data (Krizhevsky 2009).\n"
 
 
 # --------------------------------------------------------------------------- a file to a picture
@@ -289,13 +289,13 @@ def facts(classifier: Classifier, source: space.Source) -> str:
     score = run.get("metrics", {}).get("accuracy")
     if isinstance(score, float):
         name = run.get("data", {}).get("name", "its data")
-        line += f" · right on **{score:.1%}** of the test pictures of {name}"
+        line += f" · right on **{score:.1%}** of pictures of {name} that it had not seen before"
     return line
 
 
 def build(classifier: Classifier, source: space.Source, title: str, about: str) -> gr.Blocks:
     """The page."""
-    examples = find_examples()
+    examples = find_examples() if tuple(classifier.names) == CIFAR10 else []
     with space.page(title) as blocks:
         gr.Markdown(f"# {title}\n{about}")
         gr.Markdown(facts(classifier, source), elem_classes="facts")
@@ -352,11 +352,10 @@ def build(classifier: Classifier, source: space.Source, title: str, about: str) 
                 key = gr.HTML()
         with gr.Accordion("About", open=False):
             size = classifier.processor.size
-            gr.Markdown(
-                ABOUT.format(
-                    count=len(classifier.names), width=size["width"], height=size["height"]
-                )
+            told = ABOUT.format(
+                count=len(classifier.names), width=size["width"], height=size["height"]
             )
+            gr.Markdown(told + ABOUT_EXAMPLES * bool(examples))
 
         def example(event: gr.SelectData):
             return examples[event.index][0]
