@@ -259,6 +259,7 @@ class PreActivationBlock(nn.Module):
         self.pre_activation = NormActivation(in_channels, act) if number else nn.Identity()
         self.branch = nn.Sequential(convolution(*first))
         for one in others:
+            self.branch[-1].norm_follows = True  # so that the filters' size means nothing
             self.branch.extend([NormActivation(one[0], act), convolution(*one)])
         self.drop_path = make_drop_path(config, number)
         self.shortcut = make_shortcut(config, in_channels, out_channels, stride, convolution)
@@ -316,12 +317,18 @@ class ResNetPreTrainedModel(PreTrainedModel):
         """For inference: each normalisation behind a convolution becomes part of its filters.
 
         The answers stay; a ResNet-50 gives them 1.05 times as fast (benchmarks/resnet.py).
-        What is left can neither be trained nor saved as a ResNet. Returns the model itself.
+        What is left is not to be trained, and cannot be saved. Returns the model itself.
         """
         for module in self.modules():
             if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
                 module.fold()
         return self.eval()
+
+    def save_pretrained(self, *args, **kwargs):
+        """transformers' own, but for a model without its norms, which nothing could load."""
+        if any(isinstance(m, ConvNorm) and isinstance(m.norm, nn.Identity) for m in self.modules()):
+            raise ValueError("the norms of this model are folded: save it before `fold_norms`")
+        return super().save_pretrained(*args, **kwargs)
 
 
 class ResNetModel(ResNetPreTrainedModel):
