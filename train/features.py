@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-EXTRACTOR = "ff8bd2c89236"  # identity of pretrained/cnn
+EXTRACTOR = "04c7f8cdeea4"  # identity of pretrained/cnn
 DECISIVE = ("model.safetensors", "config.json", "preprocessor_config.json")
 
 

@@ -10,6 +10,8 @@ its tokens are learned at once:
 import torch
 from torch import nn
 
+from .transformer import check_labels
+
 IGNORED_LABEL = -100  # what Hugging Face losses leave out
 
 
@@ -47,12 +49,7 @@ def shift_right(labels: torch.LongTensor, config) -> torch.LongTensor:
     Raises:
         ValueError: a label is not a token.
     """
-    size = config.vocab_size
-    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= size:
-        raise ValueError(
-            f"labels must be below {size}, the size of the vocabulary, or {IGNORED_LABEL}; there "
-            f"is {labels.max().item()}"
-        )
+    check_labels(labels, config.vocab_size)
     shifted = labels.new_full(labels.shape, config.decoder_start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
