@@ -14,7 +14,8 @@ This network follows Jordan 2024 ("94% on CIFAR-10 in 3.29 seconds on a single G
 
 What makes it quick to train: the first layer is not learned but computed (`init_whitening`); every
 other filter bank begins as the identity, so that pictures pass through all of it from the first
-step; each normalisation has a shift but no scale, and keeps up with the last few batches.
+step; each normalisation has a shift but no scale, and keeps up with the last few batches. What the
+first two are worth is in the card of `cnn_fast`.
 """
 
 from itertools import pairwise
@@ -51,10 +52,13 @@ class CNNConfig(PreTrainedConfig):
 
     Args:
         num_channels: of the pictures; 3 for RGB.
+        whitening: the first layer is computed rather than learned.
         whitening_size: side of the first layer's filters, in pixels; there are two of them for each
             of the num_channels * whitening_size^2 numbers that they see.
         hidden_sizes: channels of each group; each halves height and width.
         depth: convolutions of a group.
+        dirac_init: filters begin as the identity rather than at random.
+        dropout: probability that a feature is left out in training, before the classifier.
         hidden_act: nonlinearity, a name in transformers' ACT2FN.
         batch_norm_momentum: weight of the newest batch in the running averages of mean and
             variance.
@@ -68,9 +72,12 @@ class CNNConfig(PreTrainedConfig):
     model_type = "groundup-cnn"
 
     num_channels: int = 3
+    whitening: bool = True
     whitening_size: int = 2
     hidden_sizes: list[int] = (64, 256, 256)  # a tuple only as a default: made a list below
     depth: int = 2
+    dirac_init: bool = True
+    dropout: float = 0.0
     hidden_act: str = "gelu"
     batch_norm_momentum: float = 0.4
     logit_scale: float = 1 / 256
@@ -82,12 +89,26 @@ class CNNConfig(PreTrainedConfig):
         check_convolution_config(
             self, sizes=("num_channels", "whitening_size", "depth"), lists=("hidden_sizes",)
         )
+        if not self.logit_scale > 0:
+            raise ValueError(f"logit_scale is {self.logit_scale}; it must be above 0")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(
                 f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in (0, 1]"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+
+def keep_fixed(module: nn.Module) -> None:
+    """Makes a module's weight a buffer: saved and loaded as before, but not trained.
+
+    (`requires_grad=False` would not last: `from_pretrained` makes parameters anew.)
+    """
+    weight = module.weight.detach()
+    del module.weight
+    module.register_buffer("weight", weight)
 
 
 class Whitening(nn.Conv2d):
@@ -102,7 +123,7 @@ class Whitening(nn.Conv2d):
 
     def __init__(self, channels: int, size: int):
         super().__init__(channels, 2 * channels * size**2, size)
-        self.weight.requires_grad = False
+        keep_fixed(self)
 
     @torch.no_grad()
     def fit(self, pixel_values: torch.Tensor, eps: float = 5e-4) -> None:
@@ -116,6 +137,14 @@ class Whitening(nn.Conv2d):
         self.weight.copy_(torch.cat((filters, -filters)))
 
 
+class ShiftNorm(nn.BatchNorm2d):
+    """Normalisation with a shift but no scale: that stays 1."""
+
+    def __init__(self, channels: int, momentum: float):
+        super().__init__(channels, momentum=momentum)
+        keep_fixed(self)
+
+
 class Group(nn.Module):
     """Convolutions of one width, each with norm and activation; the first also pools."""
 
@@ -124,11 +153,9 @@ class Group(nn.Module):
         widths = [in_channels] + config.depth * [out_channels]
         self.convs = nn.ModuleList(convolution(*pair, 3) for pair in pairwise(widths))
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(out_channels, momentum=config.batch_norm_momentum)
-            for _ in range(config.depth)
+            ShiftNorm(out_channels, config.batch_norm_momentum) for _ in range(config.depth)
         )
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            norm.weight.requires_grad = False
+        for conv in self.convs:
             conv.norm_follows = True  # so that the filters' size means nothing
         self.pool = nn.MaxPool2d(2)
         self.act = activation(config.hidden_act)
@@ -160,7 +187,8 @@ class CNNPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv2d) and not isinstance(module, Whitening):
             # Where there are more filters than channels, those beyond are random.
             init.kaiming_uniform_(module.weight, a=5**0.5)
-            init.dirac_(module.weight[: module.in_channels])
+            if self.config.dirac_init:
+                init.dirac_(module.weight[: module.in_channels])
         if isinstance(module, Whitening):
             init.orthogonal_(module.weight)  # until `init_whitening` has seen pictures
 
@@ -171,6 +199,9 @@ class CNNModel(CNNPreTrainedModel):
     def __init__(self, config: CNNConfig):
         super().__init__(config)
         self.whitening = Whitening(config.num_channels, config.whitening_size)
+        if not config.whitening:  # one of the same shape, to be learned
+            channels = (self.whitening.in_channels, self.whitening.out_channels)
+            self.whitening = nn.Conv2d(*channels, config.whitening_size)
         self.act = activation(config.hidden_act)
         widths = [self.whitening.out_channels, *config.hidden_sizes]
         self.groups = nn.ModuleList(Group(config, *pair) for pair in pairwise(widths))
@@ -192,7 +223,7 @@ class CNNModel(CNNPreTrainedModel):
 
         Returns:
             `last_hidden_state` (batch, channels, y', x'); `pooler_output` (batch, channels), its
-            maximum over the grid; where asked for, `hidden_states` after each group.
+            maximum over the grid; where asked for, `hidden_states` after whitening and each group.
 
         Raises:
             ValueError: the pictures have another number of channels, or are too small.
@@ -225,6 +256,7 @@ class CNNForImageClassification(CNNPreTrainedModel):
     def __init__(self, config: CNNConfig):
         super().__init__(config)
         self.cnn = CNNModel(config)
+        self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels, bias=False)
         self.post_init()
 
@@ -243,7 +275,7 @@ class CNNForImageClassification(CNNPreTrainedModel):
             num_labels); `hidden_states` where asked for.
         """
         outputs = self.cnn(pixel_values, **kwargs)
-        logits = self.classifier(outputs.pooler_output) * self.config.logit_scale
+        logits = self.classifier(self.dropout(outputs.pooler_output)) * self.config.logit_scale
         return ImageClassifierOutputWithNoAttention(
             loss=classification_loss(logits, labels),
             logits=logits,

@@ -71,8 +71,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
 def activation(name: str) -> nn.Module:
     """The nonlinearity of this name. ReLU works in place, which saves a copy of each picture.
 
-    It always stands behind a normalisation or a sum, whose own backward does not need what they
-    gave.
+    It always stands behind a convolution, a normalisation or a sum, whose own backward does not
+    need what they gave.
     """
     return nn.ReLU(inplace=True) if name == "relu" else ACT2FN[name]
 
@@ -92,6 +92,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, hidden_act=None):
         super().__init__()
         self.conv = convolution(in_channels, out_channels, kernel_size, stride)
+        self.conv.norm_follows = True  # so that the filters' size means nothing
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = activation(hidden_act) if hidden_act else nn.Identity()
 
