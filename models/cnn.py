@@ -14,8 +14,7 @@ This network follows Jordan 2024 ("94% on CIFAR-10 in 3.29 seconds on a single G
 
 What makes it quick to train: the first layer is not learned but computed (`init_whitening`); every
 other filter bank begins as the identity, so that pictures pass through all of it from the first
-step; each normalisation has a shift but no scale, and keeps up with the last few batches. What the
-first two are worth is in the card of `cnn_fast`.
+step; each normalisation has a shift but no scale, and keeps up with the last few batches.
 """
 
 from itertools import pairwise
@@ -198,10 +197,10 @@ class CNNModel(CNNPreTrainedModel):
 
     def __init__(self, config: CNNConfig):
         super().__init__(config)
-        self.whitening = Whitening(config.num_channels, config.whitening_size)
+        first = Whitening(config.num_channels, config.whitening_size)
         if not config.whitening:  # one of the same shape, to be learned
-            channels = (self.whitening.in_channels, self.whitening.out_channels)
-            self.whitening = nn.Conv2d(*channels, config.whitening_size)
+            first = nn.Conv2d(first.in_channels, first.out_channels, first.kernel_size)
+        self.whitening = first
         self.act = activation(config.hidden_act)
         widths = [self.whitening.out_channels, *config.hidden_sizes]
         self.groups = nn.ModuleList(Group(config, *pair) for pair in pairwise(widths))

@@ -355,7 +355,7 @@ def build(classifier: Classifier, source: space.Source, title: str, about: str) 
             told = ABOUT.format(
                 count=len(classifier.names), width=size["width"], height=size["height"]
             )
-            gr.Markdown(told + ABOUT_EXAMPLES * bool(examples))
+            gr.Markdown(told + (ABOUT_EXAMPLES if examples else ""))
 
         def example(event: gr.SelectData):
             return examples[event.index][0]

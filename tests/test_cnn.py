@@ -98,6 +98,23 @@ def test_filters_begin_as_the_identity():
         assert not len(beyond) or (beyond.std() > 0.01 and beyond.std() < 0.2)
 
 
+def test_the_starts_that_ours_are_compared_with():
+    model = make(whitening=False, dirac_init=False).cnn
+    assert model.whitening.weight.shape == make().cnn.whitening.weight.shape
+    assert model.whitening.weight.requires_grad and model.whitening.weight.std() > 0.01
+    first = model.groups[0].convs[0]
+    assert not torch.equal(first.weight[:, :, 1, 1].diag(), torch.ones(first.in_channels))
+
+
+def test_dropout_leaves_features_out_in_training_only():
+    model, x = make(dropout=0.5).eval(), some_pictures()
+    assert torch.equal(model(x).logits, model(x).logits)
+    seen = []
+    model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.train()(x)
+    assert 0.3 < (seen[0] == 0).float().mean() < 0.7
+
+
 def test_features_are_of_the_last_grid():
     model = make().cnn.eval()
     outputs = model(some_pictures(2), output_hidden_states=True)
@@ -132,6 +149,7 @@ def test_labels_may_be_probabilities():
         ({"batch_norm_momentum": 0.0}, r"must be in \(0, 1\]"),
         ({"initializer_range": 0.0}, "must be above 0"),
         ({"logit_scale": 0.0}, "logit_scale is 0.0; it must be above 0"),
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(options, message):

@@ -51,6 +51,11 @@ def test_orthogonalize_leaves_zero_at_zero():
 # ------------------------------------------------------------------------------------ optimising
 
 
+RATES = SimpleNamespace(
+    muon_learning_rate=0.1, muon_momentum=0.8, learning_rate=0.01, weight_decay=0.3
+)
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -60,10 +65,7 @@ def test_orthogonalize_leaves_zero_at_zero():
     ids=["cnn", "resnet"],
 )
 def test_filters_keep_their_norm_and_a_classifier_has_weight_decay(model):
-    args = SimpleNamespace(
-        muon_learning_rate=0.1, muon_momentum=0.8, learning_rate=0.01, weight_decay=0.3
-    )
-    filters, heads, rest = muon_groups(model, args)  # no hidden matrix is left over
+    filters, heads, rest = muon_groups(model, RATES)  # no hidden matrix is left over
     assert filters["keep_norm"] and filters["use_muon"] and filters["weight_decay"] == 0
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     trained = {id(m.weight) for m in convolutions if isinstance(m.weight, torch.nn.Parameter)}
@@ -76,12 +78,9 @@ def test_filters_keep_their_norm_and_a_classifier_has_weight_decay(model):
 def test_filters_before_a_norm_keep_theirs_in_a_pre_activation_net_too():
     config = ResNetConfig(hidden_sizes=(8, 16), depths=(1, 2), pre_activation=True)
     model = ResNetForImageClassification(config)
-    args = SimpleNamespace(
-        muon_learning_rate=0.1, muon_momentum=0.8, learning_rate=0.01, weight_decay=0.3
-    )
     blocks = [block for stage in model.resnet.stages for block in stage.blocks]
     expected = [model.resnet.stem.conv, *(block.branch[0] for block in blocks)]
-    (filters,) = (group for group in muon_groups(model, args) if group.get("keep_norm"))
+    (filters,) = (group for group in muon_groups(model, RATES) if group.get("keep_norm"))
     assert {id(p) for p in filters["params"]} == {id(conv.weight) for conv in expected}
 
 

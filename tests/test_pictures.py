@@ -190,6 +190,7 @@ def test_scores_of_views_are_averaged():
         (["--flip=sideways"], ["none, random, alternating"]),
         (["--label_smoothing=1.5"], ["label_smoothing is 1.5"]),
         (["--data_dir=nowhere"], ["nowhere"]),
+        (["--eval_strategy=steps"], ["would read the test pictures", "--hold_out 5000"]),
     ],
 )
 def test_a_mistake_is_one_line(capsys, flags, tmp_path, more, words):

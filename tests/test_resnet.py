@@ -488,3 +488,5 @@ def test_folded_norms_give_the_same_answers(options):
     left = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert left < norms and (left == 0 or options == {"pre_activation": True})
     assert_close(model.fold_norms()(pictures).logits, expected, **close)  # twice is as once
+    with pytest.raises(ValueError, match="save it before `fold_norms`"):
+        model.save_pretrained("not-made")

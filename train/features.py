@@ -66,7 +66,7 @@ class PictureFeatures:
             )
         parts = []
         for start in range(0, len(images), batch_size):
-            pixels = torch.from_numpy(images[start : start + batch_size]).float() / 255
+            pixels = torch.from_numpy(images[start : start + batch_size].astype(np.float32)) / 255
             parts.append(self.model((pixels - self.mean) / self.std).pooler_output)
         return torch.cat(parts).numpy()
 
