@@ -512,21 +512,20 @@ class HardSampler(EpochSampler):
     From what a network knows it learns little, in the same time (Jiang et al., "Accelerating deep
     learning by focusing on the biggest losers", 2019). Whoever trains tells the losses as they
     come, so that they cost nothing. What one epoch leaves out, the next one takes in: so no loss is
-    older than two epochs, and no row is forgotten. In the last epochs, in which a network settles,
-    it is left to chance which rows they are: else it would settle on the hard ones at the cost of
-    the many others. With each row it gives how often that was taken before: by epochs, easy
-    pictures, of which every second one leaves out, would always be mirrored or never.
+    older than two epochs, and no row is forgotten. With each row it gives how often that was taken
+    before: by epochs, easy pictures, of which every second one leaves out, would always be mirrored
+    or never.
 
     Args:
         dataset: whose rows these are.
         seed: of the orders.
-        skipped: share of the rows that an epoch leaves out, at most a half.
-        epochs: how many epochs go by the losses. All are equally long, as Trainer wants them.
+        skipped: share of the rows that an epoch leaves out, at most a half; of the first, too, so
+            that all are equally long, as Trainer wants them.
     """
 
-    def __init__(self, dataset: ImageBatches, seed: int, skipped: float, epochs: int):
+    def __init__(self, dataset: ImageBatches, seed: int, skipped: float):
         super().__init__(dataset, seed)
-        self.num_skipped, self.epochs = int(skipped * len(dataset)), epochs
+        self.num_skipped = int(skipped * len(dataset))
         self.losses = np.full(len(dataset), np.inf, dtype=np.float32)  # inf: not in the last epoch
         self.turns = np.zeros(len(dataset), dtype=np.int64)  # epochs that took a row, with this one
         self.order, self.order_epoch, self.position = None, -1, 0
@@ -540,11 +539,7 @@ class HardSampler(EpochSampler):
             if self.order is not None:  # rows that the last epoch did not come to
                 self.losses[self.order[self.position :]] = np.inf
             order = np.array([row for _, row in super().__iter__()])
-            losses = self.losses[order]
-            if epoch >= self.epochs:
-                chance = np.random.default_rng([self.seed, epoch, 1, ORDER]).random(len(losses))
-                losses = np.where(np.isinf(losses), np.inf, chance)
-            hardest = np.argsort(-losses, kind="stable")
+            hardest = np.argsort(-self.losses[order], kind="stable")
             taken = np.sort(hardest[: len(self)])  # in the order in which they were
             self.losses[order[hardest[len(self) :]]] = np.inf
             self.order, self.order_epoch, self.position = order[taken], epoch, 0

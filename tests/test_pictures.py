@@ -31,7 +31,7 @@ TINY = [
     "--disable_tqdm=true",
 ]
 SCRIPTS = {
-    "cnn": (cnn, ["--hidden_sizes", "26", "32", "--skip_easy=0.3", "--skip_easy_epochs=2"]),
+    "cnn": (cnn, ["--hidden_sizes", "26", "32", "--skip_easy=0.3"]),
     "resnet": (
         resnet,
         [

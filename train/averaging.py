@@ -42,7 +42,8 @@ class WeightMean(TrainerCallback):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a run needs to go on."""
-        return {"count": torch.tensor(self.count), **self.mean}
+        means = {name: mean.contiguous() for name, mean in self.mean.items()}
+        return {"count": torch.tensor(self.count), **means}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Goes on where another was when it gave `state`."""

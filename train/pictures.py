@@ -71,18 +71,12 @@ class PictureArguments:
             "when they were seen last. None is left out twice in a row."
         },
     )
-    skip_easy_epochs: int = field(
-        default=0,
-        metadata={"help": "For how many epochs these are the easy ones; after that, any."},
-    )
 
     def __post_init__(self):
         if self.dataset not in LOADERS:
             raise ValueError(f"--dataset {self.dataset} is unknown: give {' or '.join(LOADERS)}")
         if not 0 <= self.skip_easy <= 0.5:
             raise ValueError(f"--skip_easy is {self.skip_easy}; give a share from 0 to 0.5")
-        if bool(self.skip_easy) != (self.skip_easy_epochs > 0):
-            raise ValueError("--skip_easy and --skip_easy_epochs go together: give both or neither")
         if self.skip_easy and self.mixup_alpha:
             raise ValueError("--skip_easy needs each picture's own loss: leave out --mixup_alpha")
 
@@ -178,16 +172,14 @@ class PictureTrainer(recipe.RunTrainer):
     Args:
         model, args: as for Trainer.
         pictures: to train and to score on.
-        skip_easy, skip_easy_epochs: share of the pictures that an epoch leaves out, and how many
-            epochs do, see `HardSampler`; what that knows is part of a checkpoint.
+        skip_easy: share of the pictures that an epoch leaves out, see `HardSampler`; what that
+            knows is part of a checkpoint.
 
     Raises:
         ValueError: the model has other classes than the data, or labels would be smoothed twice.
     """
 
-    def __init__(
-        self, model, args, pictures: Pictures, skip_easy: float = 0.0, skip_easy_epochs: int = 0
-    ):
+    def __init__(self, model, args, pictures: Pictures, skip_easy: float = 0.0):
         if list(model.config.id2label.values()) != pictures.names:
             raise ValueError(
                 f"the model tells {model.config.num_labels} classes apart that are not those of "
@@ -212,7 +204,7 @@ class PictureTrainer(recipe.RunTrainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         self.hard = None
         if skip_easy:
-            self.hard = HardSampler(pictures.train, seed, skip_easy, skip_easy_epochs)
+            self.hard = HardSampler(pictures.train, seed, skip_easy)
 
     def _get_train_sampler(self, train_dataset=None):
         return super()._get_train_sampler(train_dataset) if self.hard is None else self.hard
@@ -470,8 +462,7 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
     model.to(memory_format=torch.channels_last)
 
     # 4. Fit
-    skips = (picture_args.skip_easy, picture_args.skip_easy_epochs)
-    trainer = PictureTrainer(model, args, pictures, *skips)
+    trainer = PictureTrainer(model, args, pictures, picture_args.skip_easy)
     if not args.evaluate_only:
         print(f"{model.num_parameters(only_trainable=True):,} parameters to train")
         trainer.train(checkpoint)
