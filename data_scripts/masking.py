@@ -8,8 +8,8 @@ others, and never meets [MASK] when it is used. So of the chosen, 80 % become [M
 any token, and 10 % stay. With whole words, a word is chosen with all of its pieces: the rest of a
 word gives a piece away (Devlin's note of 2019, "whole word masking").
 
-**Every draw is a function of (seed, epoch, first block of the batch)**, as in `images.py`: a
-resumed run meets the same blanks again.
+**Every draw is a function of (seed, epoch, block)**: a resumed run meets the same blanks again, and
+an evaluation those of any other, whatever the size of its batches.
 """
 
 from collections.abc import Sequence
@@ -96,12 +96,14 @@ class MaskedBlocks(torch.utils.data.Dataset):
         epoch, blocks = (int(pairs[0, 0]), pairs[:, 1]) if pairs.ndim == 2 else (0, pairs)
         if blocks.min() < 0 or blocks.max() >= len(self):
             raise IndexError(f"a block's index must be from 0 to {len(self) - 1}: {indices}")
-        draw = np.random.default_rng([self.seed, epoch, int(blocks[0])])
+        draws = [np.random.default_rng([self.seed, epoch, block]) for block in blocks.tolist()]
+        # Three numbers in [0, 1) for each token.
+        chance, kind, other = np.stack([draw.random((3, self.length)) for draw in draws], axis=1)
         places = blocks[:, None] * self.length + np.arange(self.length)  # (b, length)
         tokens = self.ids[places].astype(np.int64)
-        chosen = self._choose(draw, places) & (tokens >= self.specials.first_word)
+        chosen = self._choose(chance, places) & (tokens >= self.specials.first_word)
         labels = np.where(chosen, tokens, IGNORED_LABEL)
-        tokens = self._blank_out(draw, tokens, chosen)
+        tokens = self._blank_out(kind, other, tokens, chosen)
         s = self.specials
         tokens = np.pad(tokens, ((0, 0), (1, 1)), constant_values=((0, 0), (s.cls, s.sep)))
         labels = np.pad(labels, ((0, 0), (1, 1)), constant_values=IGNORED_LABEL)
@@ -112,9 +114,8 @@ class MaskedBlocks(torch.utils.data.Dataset):
             )
         ]
 
-    def _choose(self, draw: np.random.Generator, places: np.ndarray) -> np.ndarray:
+    def _choose(self, chance: np.ndarray, places: np.ndarray) -> np.ndarray:
         """(b, length), bool: the tokens to be guessed."""
-        chance = draw.random(places.shape)
         if self.goes_on is not None:
             # Each piece takes the draw of the word's first piece (or of the first in this block).
             first = ~self.goes_on[places]
@@ -123,9 +124,9 @@ class MaskedBlocks(torch.utils.data.Dataset):
             chance = np.take_along_axis(chance, start, axis=1)
         return chance < CHOSEN
 
-    def _blank_out(self, draw, tokens: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    def _blank_out(self, kind, other, tokens: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Of the chosen, 80 % as [MASK], 10 % as any token, 10 % as they are."""
-        kind = draw.random(tokens.shape)
-        any_token = draw.integers(self.specials.first_word, self.specials.vocab_size, tokens.shape)
+        first, end = self.specials.first_word, self.specials.vocab_size
+        any_token = first + (other * (end - first)).astype(np.int64)
         tokens = np.where(chosen & (kind < MASKED), self.specials.mask, tokens)
         return np.where(chosen & (kind >= MASKED) & (kind < MASKED + RANDOM), any_token, tokens)

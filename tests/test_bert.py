@@ -268,6 +268,15 @@ def test_blanks_are_others_in_each_epoch_and_the_same_when_asked_again():
     assert not torch.equal(other_seed[0]["input_ids"], tokens[0])
 
 
+def test_blanks_do_not_depend_on_the_batch():
+    blocks, tokens, labels, _ = many_blocks()
+    assert not torch.equal(labels[3] == -100, labels[4] == -100)  # nor are they alike in all
+    for some in ([3], [7, 3], range(2, 9)):
+        for i, item in zip(some, blocks.__getitems__(some), strict=True):
+            assert torch.equal(item["input_ids"], tokens[i])
+            assert torch.equal(item["labels"], labels[i])
+
+
 def test_whole_words_are_blanked_with_all_of_their_pieces():
     goes_on = np.random.default_rng(1).random(400 * 62) < 0.5
     _, _, labels, _ = many_blocks(goes_on=goes_on)

@@ -49,7 +49,7 @@ FREE = re.compile(
     r"|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_"
     r"|dataloader_(num|pin|pers|pre)|local)"
 )
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt, in malloc.h
 WEIGHT_MEAN = "weight_mean.safetensors"
 MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
 
@@ -293,12 +293,24 @@ def keep_freed_memory() -> None:
     each time, and the kernel clear every page: 36,000 page faults an update of Tiny GPT. Without
     them it trains 1.1 to 1.4 times as fast, and the peak is the same.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    libc = _libc()
     if not hasattr(libc, "mallopt"):
         return
     # Older ones take no more than 32 MiB.
     if libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    # Else the thread of the backward pass keeps memory of its own: BERT's run had 3.7 GiB for it.
+    libc.mallopt(M_ARENA_MAX, 1)
+
+
+def release_freed_memory() -> None:
+    """Gives back what `keep_freed_memory` keeps: for when tensors of other sizes are to come."""
+    if hasattr(libc := _libc(), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _libc():
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def cores() -> int:
@@ -702,8 +714,11 @@ class RunTrainer(Trainer):
         is evaluated would change what it learns.
         """
         self._shard()
+        release_freed_memory()
         with torch.random.fork_rng():
-            return super().evaluate(*args, **kwargs)
+            scores = super().evaluate(*args, **kwargs)
+        release_freed_memory()
+        return scores
 
     def _shard(self):
         # What is trained is sharded by then. FSDP takes a model only together with its optimiser.
