@@ -93,10 +93,12 @@ class MaskedBlocks(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence) -> list[dict[str, torch.Tensor]]:
         """The blocks of these indices, one after the other."""
         pairs = np.asarray(indices, dtype=np.int64)  # (b,), or (b, 2) with epochs
-        epoch, blocks = (int(pairs[0, 0]), pairs[:, 1]) if pairs.ndim == 2 else (0, pairs)
+        epochs, blocks = pairs.T if pairs.ndim == 2 else (np.zeros_like(pairs), pairs)
         if blocks.min() < 0 or blocks.max() >= len(self):
             raise IndexError(f"a block's index must be from 0 to {len(self) - 1}: {indices}")
-        draws = [np.random.default_rng([self.seed, epoch, block]) for block in blocks.tolist()]
+        draws = [
+            np.random.default_rng([self.seed, *pair]) for pair in zip(epochs, blocks, strict=True)
+        ]
         # Three numbers in [0, 1) for each token.
         chance, kind, other = np.stack([draw.random((3, self.length)) for draw in draws], axis=1)
         places = blocks[:, None] * self.length + np.arange(self.length)  # (b, length)

@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from groundup.train.averaging import WeightMean
+from groundup.train.averaging import WeightMean, averaged_weights
 
 
 def network() -> nn.Module:
@@ -40,6 +41,35 @@ def test_the_last_weights_become_the_mean_of_their_share():
         assert not np.allclose(expected, seen[-1][name])
 
 
+@pytest.mark.parametrize(
+    ("share", "max_steps", "count"), [(0.8, 30, 24), (0.3, 10, 3), (0.01, 10, 1), (1.0, 10, 10)]
+)
+def test_how_many_updates_it_takes_in(share, max_steps, count):
+    model, mean = network(), WeightMean(share)
+    for step in range(1, max_steps + 1):
+        update(model, mean, step, max_steps)
+    assert mean.count == count
+
+
+def test_only_what_is_trained_or_a_norms_is_averaged():
+    model = network()
+    model.register_buffer("fixed", torch.full((2,), -torch.inf))
+    model[0].weight.requires_grad_(False)
+    tied = nn.ModuleDict({"one": model, "two": model})
+    assert set(averaged_weights(tied)) == {
+        f"one.{name}"
+        for name in ("0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+    }
+
+
+def test_a_run_that_is_stopped_early_says_so(capsys):
+    model, mean = network(), WeightMean(0.5)
+    for step in range(1, 8):
+        update(model, mean, step)
+    mean.on_train_end(None, SimpleNamespace(global_step=7, max_steps=10), None)
+    assert "stopped after update 7" in capsys.readouterr().out
+
+
 def test_before_the_end_it_changes_nothing():
     model, mean = network(), WeightMean(0.5)
     for step in range(1, 10):
@@ -64,7 +94,7 @@ def test_it_goes_on_from_its_state():
 
 
 def test_weights_of_few_bits_are_summed_in_many():
-    model, mean = nn.Linear(1, 1, bias=False).bfloat16(), WeightMean(1 - 1e-9)
+    model, mean = nn.Linear(1, 1, bias=False).bfloat16(), WeightMean(1.0)
     for step in range(1, 1001):
         with torch.no_grad():
             model.weight.fill_(1.0 if step <= 700 else 2.0)

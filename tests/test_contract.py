@@ -64,6 +64,15 @@ def test_every_parameter_gets_a_gradient(row: Row):
 
 
 @every_row
+def test_what_is_not_split_lies_side_by_side(row: Row):
+    """FSDP makes a unit of each such module, which must be called: none may lie in another."""
+    model, _ = row.make()
+    names = [n for n, m in model.named_modules() if type(m).__name__ in model._no_split_modules]
+    assert names or not model._no_split_modules
+    assert not [(a, b) for a in names for b in names if b.startswith(f"{a}.")]
+
+
+@every_row
 def test_the_loss_of_accumulated_batches_is_divided_once(row: Row):
     """Trainer leaves that to a model which takes `**kwargs`, unless it says that it does not."""
     model, batch = row.make()

@@ -504,7 +504,7 @@ def test_nothing_to_score_is_said_rather_than_looked_for_on_the_hub(
         ("--save_only_model=true", "save_only_model"),
         ("--initializer_range=-1", "initializer_range"),
         ("--report_to=wandb", "wandb"),
-        ("--average_last=1", "average_last"),
+        ("--average_last=1.5", "average_last"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(flags, tmp_path, flag, word, capsys):
