@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-EXTRACTOR = "04c7f8cdeea4"  # identity of pretrained/cnn
+EXTRACTOR = "a26fa42f2de3"  # identity of pretrained/cnn
 DECISIVE = ("model.safetensors", "config.json", "preprocessor_config.json")
 
 

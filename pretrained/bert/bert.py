@@ -34,6 +34,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .transformer import (
     Attention,
     PostNormBlock,
+    check_keeps_weights,
+    check_labels,
     check_transformer_config,
     sinusoidal_positions,
 )
@@ -206,8 +208,10 @@ class BERTModel(BERTPreTrainedModel):
             `attentions`.
 
         Raises:
-            ValueError: neither or both inputs; a text longer than the positions that there are.
+            ValueError: neither or both inputs; a text longer than the positions that there are;
+                attention weights of an attention that does not keep them.
         """
+        check_keeps_weights(self.config, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -278,6 +282,9 @@ class BERTForMaskedLM(BERTPreTrainedModel):
             `logits` (batch, time, vocab_size): in training, of the hidden tokens only, (hidden,
             vocab_size), in the order in which they stand, since the others' would be most of the
             work and nobody asks; `hidden_states` and `attentions` where asked for.
+
+        Raises:
+            ValueError: a label is not a token.
         """
         outputs = self.bert(input_ids, attention_mask, token_type_ids, **kwargs)
         hidden_states = outputs.last_hidden_state
@@ -287,6 +294,7 @@ class BERTForMaskedLM(BERTPreTrainedModel):
         logits = self.head(hidden_states)
         loss = None
         if labels is not None:
+            check_labels(labels, self.config.vocab_size)
             loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
         return MaskedLMOutput(
             loss=loss,
