@@ -880,6 +880,17 @@ def test_fsdp_without_gpus_says_that_it_is_none(monkeypatch, tmp_path, capsys):
     assert "FSDP is for GPUs" in capsys.readouterr().out
 
 
+def test_sharded_weights_are_not_averaged(flags, tmp_path, monkeypatch, capsys):
+    post = recipe.Trainer.create_accelerator_and_postprocess
+
+    def sharded(self):
+        post(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(recipe.Trainer, "create_accelerator_and_postprocess", sharded)
+    assert_refused(capsys, flags(tmp_path / "run", "--average_last=0.5"), "--average_last")
+
+
 # -------------------------------------------------------------------- processes of their own: slow
 
 # Python runs this at the start of every process that has its folder on PYTHONPATH. So the scripts
