@@ -35,6 +35,7 @@ from .transformer import (
     Attention,
     PostNormBlock,
     check_keeps_weights,
+    check_labels,
     check_transformer_config,
     sinusoidal_positions,
 )
@@ -293,12 +294,7 @@ class BERTForMaskedLM(BERTPreTrainedModel):
         logits = self.head(hidden_states)
         loss = None
         if labels is not None:
-            vocabulary = self.config.vocab_size
-            if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= vocabulary:
-                raise ValueError(
-                    f"labels must be below {vocabulary}, the size of the vocabulary, or -100; "
-                    f"there is {labels.max().item()}"
-                )
+            check_labels(labels, self.config.vocab_size)
             loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
         return MaskedLMOutput(
             loss=loss,

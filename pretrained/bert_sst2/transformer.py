@@ -70,6 +70,15 @@ def check_transformer_config(config):
             raise ValueError(f"{name} is {getattr(config, name)}; it must be in [0, 1)")
 
 
+def check_labels(labels: torch.LongTensor, vocab_size: int) -> None:
+    """Raises ValueError where a label is beyond the vocabulary; -100 is left out of a loss."""
+    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= vocab_size:
+        raise ValueError(
+            f"labels must be below {vocab_size}, the size of the vocabulary, or -100; there is "
+            f"{labels.max().item()}"
+        )
+
+
 def check_keeps_weights(config, options: dict) -> None:
     """Raises ValueError where attention weights are asked of an attention that keeps none.
 
