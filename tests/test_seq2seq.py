@@ -23,6 +23,7 @@ from groundup.data_scripts.pairs import LengthSampler
 from groundup.data_scripts.phonemes import load_phonemes, phoneme_tokenizer, pronunciations
 from groundup.data_scripts.pig_latin import load_pig_latin, to_pig_latin
 from groundup.data_scripts.sources import DataNotFound, describe
+from groundup.models import seq2seq as seq2seq_model
 from groundup.models.seq2seq import ATTENTIONS, Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from groundup.train import seq2seq, seq2seq_transformer
 from groundup.train.metrics import BLEU, BLEU_SIGNATURE
@@ -30,6 +31,8 @@ from groundup.train.metrics import BLEU, BLEU_SIGNATURE
 close = {"rtol": 1e-5, "atol": 1e-5}
 every_attention = pytest.mark.parametrize("attention_type", list(ATTENTIONS))
 SIZE, VOCABULARY = 8, 29
+# Half of the tokens, so that what is written by chance has words, too.
+WORDS = {"sinusoidal_positions": True, "separator_token_ids": list(range(3, VOCABULARY, 2))}
 
 
 def make(attention_type: str = "additive", **options) -> Seq2SeqForConditionalGeneration:
@@ -188,6 +191,35 @@ def test_places_are_waves_added_to_both_sides_embeddings():
     assert not torch.allclose(without(input_ids=alone, labels=labels).logits, expected, atol=1e-3)
 
 
+def test_waves_count_words_and_what_stands_in_them():
+    separators = [1, 5]
+    ids = torch.tensor([[7, 8, 1, 9, 9, 9, 5, 6], [1, 1, 7, 8, 8, 5, 2, 0]])
+    words = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2], [1, 2, 2, 2, 2, 3, 3, 3]])
+    places = torch.tensor([[1, 2, 0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 0, 1, 2]])
+    positions = torch.arange(8)[None]
+    *found, _ = seq2seq_model.count_words(ids, positions, separators)
+    assert_close(found, [words, places])
+    *begun, past = seq2seq_model.count_words(ids[:, :5], positions[:, :5], separators)
+    *found, _ = seq2seq_model.count_words(ids[:, 5:], positions[:, 5:], separators, past)
+    assert_close([torch.cat(pair, 1) for pair in zip(begun, found, strict=True)], [words, places])
+
+    model = make(sinusoidal_positions=True, separator_token_ids=separators)
+    embeddings = torch.zeros(2, 8, SIZE)
+    waves, _ = seq2seq_model.place(model.config, embeddings, ids)
+    half = SIZE // 2
+    expected = torch.zeros(2, 8, SIZE)
+    for i in range(0, half, 2):
+        for counts, first in ((words, 0), (places, half)):
+            angles = counts / 10000 ** (i / half)
+            expected[..., first + i] = angles.sin()
+            expected[..., first + i + 1] = angles.cos()
+    assert_close(waves, model.config.initializer_range * expected, **close)
+    left = torch.nn.functional.pad(ids, (3, 0))  # padding on the left is no part of the first word
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
+    padded, _ = seq2seq_model.place(model.config, torch.zeros(2, 11, SIZE), left, mask)
+    assert_close(padded[:, 3:], waves)
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     model, inputs = make(), batch()
     gradients = []
@@ -204,10 +236,14 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 @every_attention
-@pytest.mark.parametrize("waves", [False, True], ids=["", "waves"])
+@pytest.mark.parametrize(
+    "waves",
+    [{}, {"sinusoidal_positions": True}, {**WORDS, "initializer_range": 1.0}],
+    ids=["", "tokens", "words"],
+)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_generation_with_the_state_and_without(attention_type, options, waves):
-    model, inputs = make(attention_type, sinusoidal_positions=waves), batch()
+    model, inputs = make(attention_type, **waves), batch()
     del inputs["labels"]
     with_state, without = (
         model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=use, **options)
@@ -247,6 +283,11 @@ def test_greedy_generation_is_the_best_token_each_time():
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_dropout": 1.0}, r"must be in \[0, 1\)"),
         ({"initializer_range": 0.0}, "must be above 0"),
+        ({"separator_token_ids": [3]}, "set sinusoidal_positions"),
+        (
+            {"sinusoidal_positions": True, "separator_token_ids": [256]},
+            "they must be from 0 to 255",
+        ),
         ({"decoder_start_token_id": None}, "decoder_start_token_id is None; it must be a token"),
     ],
 )
@@ -695,6 +736,18 @@ def test_a_run_on_pig_latin_and_without_attention(toy_pig_latin, character_flags
     card = (tmp_path / "run" / "README.md").read_text()
     assert "4 of 4 are not what they should be" in card
     assert "GRUs, 1 layer each, 64 wide, without attention" in card
+
+
+def test_waves_may_count_the_words_of_pig_latin(toy_pig_latin, character_flags, tmp_path, capsys):
+    words = ["--sinusoidal_positions", "true", "--separators"]
+    seq2seq.main(character_flags("pig_latin", "--max_steps", "1", *words, " ,"))
+    folder = tmp_path / "run"
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["separator_token_ids"] == [vocabulary[" "], vocabulary[","]]
+    with pytest.raises(SystemExit):
+        seq2seq.main(character_flags("pig_latin", "--overwrite", *words, " #"))
+    assert "--separators has '#', which stands in no text" in capsys.readouterr().err
 
 
 def test_a_card_without_mistakes_has_no_table_of_them():

@@ -142,7 +142,7 @@ def model_arguments(config_class, leave_out=()):
     helps = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", config_class.__doc__ or "", re.M))
     fields = []
     for name, kind in config_class.__annotations__.items():
-        if name.endswith("_token_id") or name in ("use_cache", *leave_out):
+        if name.endswith(("_token_id", "_token_ids")) or name in ("use_cache", *leave_out):
             continue
         text = " ".join(helps.get(name, "").split()).replace("%", "%%")
         default = {"default": getattr(config_class, name)}

@@ -52,6 +52,10 @@ class PairArguments:
     tokenizer_vocab_size: int = field(
         default=6000, metadata={"help": "Number of tokens, of multi30k; others have few."}
     )
+    separators: str | None = field(
+        default=None,
+        metadata={"help": "Of pig_latin, what words stand between: with it, waves count words."},
+    )
     split: str = field(
         default="test",
         metadata={"help": "Pairs to score on: validation, to choose settings by, or test."},
@@ -91,6 +95,14 @@ def make_tokenizer(dataset: DatasetDict, arguments: PairArguments):
         single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
     )
     return tokenizer
+
+
+def separator_ids(tokenizer, separators: str) -> list[int]:
+    """The tokens of some characters. Raises ValueError for one that the texts do not have."""
+    vocabulary = tokenizer.get_vocab()
+    if missing := [character for character in separators if character not in vocabulary]:
+        raise ValueError(f"--separators has {missing[0]!r}, which stands in no text to train on")
+    return [vocabulary[character] for character in separators]
 
 
 def encode_pairs(tokenizer, dataset: DatasetDict) -> DatasetDict:
@@ -154,6 +166,8 @@ def train(argv, system: str, config_class, model_class) -> dict:
     output_dir, task = Path(args.output_dir), TASKS[pair_args.dataset]
     recipe.check_scorable(args, config_class)
     check_choices(pair_args, args.chosen)
+    if pair_args.separators and not hasattr(config_class, "separator_token_ids"):
+        raise ValueError("--separators is for recurrent networks: leave it out")
     set_seed(args.seed)
 
     # 2. Data
@@ -180,6 +194,8 @@ def train(argv, system: str, config_class, model_class) -> dict:
     else:
         start = {"decoder_start_token_id": tokenizer.bos_token_id}
         values = {**asdict(model_args), **token_settings(tokenizer), **start}
+        if pair_args.separators:
+            values["separator_token_ids"] = separator_ids(tokenizer, pair_args.separators)
         model = model_class(config_class(**values))
 
     # 4. Fit

@@ -90,7 +90,7 @@ TASKS = {
     ),
     "pig_latin": Task(
         load=lambda a: load_pig_latin(a.data_dir),
-        flags=("data_dir",),
+        flags=("data_dir", "separators"),
         make_tokenizer=of_characters,
         metric=ExactMatch,
         scores={"exact_match": "Exact match"},
