@@ -22,7 +22,8 @@ attention-based neural machine translation"):
 its state begins. In Luong's order, the context comes after the recurrent layers, so that the whole
 target is read at once in training. But then the decoder does not know where it looked before, and
 in long texts takes one word for a like one elsewhere. `sinusoidal_positions` tells both sides where
-each token stands, by the waves of the Transformer.
+each token stands, by the waves of the Transformer; where a token is a character, they may count
+words, and characters within a word (`separator_token_ids`).
 
 Source and target share one vocabulary.
 """
@@ -70,6 +71,8 @@ class Seq2SeqConfig(PreTrainedConfig):
         num_hidden_layers: recurrent layers of the encoder, and of the decoder.
         attention_type: "additive", "general", "dot" or "none".
         sinusoidal_positions: add waves to the embeddings, as large as new ones.
+        separator_token_ids: tokens that words stand between. With them, half of the waves count
+            words, the others the tokens since the word began.
         hidden_dropout: on what each layer and the output layer read.
         initializer_range: standard deviation of new embeddings.
         tie_word_embeddings: the output layer is the embedding, transposed.
@@ -86,6 +89,7 @@ class Seq2SeqConfig(PreTrainedConfig):
     num_hidden_layers: int = 1
     attention_type: str = "additive"
     sinusoidal_positions: bool = False
+    separator_token_ids: list[int] | None = None
     hidden_dropout: float = 0.0
     initializer_range: float = 0.1
     tie_word_embeddings: bool = True
@@ -99,6 +103,14 @@ class Seq2SeqConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         check_recurrent_config(self, "attention_type", ATTENTIONS)
         check_special_tokens(self)
+        separators = self.separator_token_ids or []
+        if separators and not self.sinusoidal_positions:
+            raise ValueError("separator_token_ids say what waves count: set sinusoidal_positions")
+        if not all(0 <= token < self.vocab_size for token in separators):
+            raise ValueError(
+                f"separator_token_ids are {separators}; they must be from 0 to "
+                f"{self.vocab_size - 1}, tokens of the vocabulary"
+            )
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
@@ -166,13 +178,53 @@ ATTENTIONS = {
 # ---------------------------------------------------------------------------- encoder and decoder
 
 
-def place(config: Seq2SeqConfig, embeddings, attention_mask=None, past: int = 0) -> torch.Tensor:
-    """Adds to (batch, time, hidden_size) where each token stands, if the config says so."""
+NO_WORDS = (0, -1)  # separators that were read, and where the last one stood
+
+
+def count_words(input_ids, positions, separators: list[int], past=NO_WORDS):
+    """Which word each token belongs to, and where in it: a separator begins the next word.
+
+    Args:
+        input_ids: (batch, time).
+        positions: where each token stands in the text, (batch or 1, time).
+        separators: tokens that words stand between.
+        past: of what was read before, as `NO_WORDS`, (batch, 1) each.
+
+    Returns:
+        0, 0, 0, 1, 1, ... and 1, 2, 3, 0, 1, ..., (batch, time) each; `past` after these tokens.
+    """
+    before, begin = past
+    separates = torch.isin(input_ids, torch.tensor(separators, device=input_ids.device))
+    words = before + separates.cumsum(-1)
+    begins = torch.where(separates, positions, begin).cummax(-1).values
+    return words, positions - begins, (words[:, -1:], begins[:, -1:])
+
+
+def place(
+    config: Seq2SeqConfig, embeddings, input_ids, attention_mask=None, past=0, words=NO_WORDS
+):
+    """Adds where each token stands to its embedding, if the config says so.
+
+    Args:
+        embeddings: (batch, time, hidden_size).
+        past: how many tokens were read before.
+        words: `past` of `count_words`.
+
+    Returns:
+        (batch, time, hidden_size); `words` after these tokens.
+    """
     if not config.sinusoidal_positions:
-        return embeddings
-    positions = count_positions(embeddings, attention_mask, past)
-    waves = sinusoidal_positions(positions, config.hidden_size)
-    return embeddings + config.initializer_range * waves.to(embeddings.dtype)
+        return embeddings, words
+    positions, size = count_positions(embeddings, attention_mask, past), config.hidden_size
+    if config.separator_token_ids:
+        separators = config.separator_token_ids
+        number, within, words = count_words(input_ids, positions, separators, words)
+        half = size // 2
+        halves = (sinusoidal_positions(number, half), sinusoidal_positions(within, size - half))
+        waves = torch.cat(halves, -1)
+    else:
+        waves = sinusoidal_positions(positions, size)
+    return embeddings + config.initializer_range * waves.to(embeddings.dtype), words
 
 
 class BidirectionalLayer(nn.Module):
@@ -217,7 +269,8 @@ class Encoder(nn.Module):
         check_sources(input_ids, attention_mask)
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
-        hidden_states = place(self.config, self.embed_tokens(input_ids), attention_mask)
+        embeddings = self.embed_tokens(input_ids)
+        hidden_states, _ = place(self.config, embeddings, input_ids, attention_mask)
         starts = []
         for layer, bridge in zip(self.layers, self.bridges, strict=True):
             hidden_states, ends = layer(self.dropout(hidden_states), attention_mask)
@@ -248,18 +301,26 @@ class Decoder(nn.Module):
             decoder_input_ids: (batch, target).
             encoded: (batch, source, 2 * hidden_size).
             encoder_mask: (batch, source), 1 for text, 0 for padding; or None.
-            starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64.
+            starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64; then
+                `past` of `count_words`, if words are counted and some were read before.
             past: how many tokens of the target were read before.
 
         Returns:
-            (batch, target, hidden_size); the states after; the attention (batch, target, source),
+            (batch, target, hidden_size); `starts` after; the attention (batch, target, source),
             None without.
         """
-        hidden_states = place(self.config, self.embed_tokens(decoder_input_ids), past=past)
+        layers = len(self.layers)
+        starts, (words,) = starts[:layers], starts[layers:] or [NO_WORDS]
+        embeddings = self.embed_tokens(decoder_input_ids)
+        hidden_states, words = place(
+            self.config, embeddings, decoder_input_ids, past=past, words=words
+        )
         ends = []
         for layer, start in zip(self.layers, starts, strict=True):
             hidden_states, end = layer(self.dropout(hidden_states), start)
             ends.append(end)
+        if self.config.separator_token_ids:
+            ends.append(words)
         if self.attention is None:
             return self.output_proj(self.dropout(hidden_states)).tanh(), ends, None
         scores = self.attention(hidden_states, encoded).float()
