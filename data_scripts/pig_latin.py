@@ -37,7 +37,7 @@ MIN_CHARACTERS, MAX_CHARACTERS = 20, 60
 HELD_OUT = 2_000  # sentences, and as many words, for validation, and as many for testing
 TRAIN_WORDS = 12_000  # words are learned long before sentences are
 TRAIN_PIECES = 60_000
-CAPITALS = 10  # every tenth of the words to train on is in capitals, which books seldom have
+CAPITALS_EVERY = 10  # of the words to train on: words in capitals are rare in books
 
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 # What moves to the end: d'you is youd'ay.
@@ -92,7 +92,7 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
             f"{len(sentences)} sentences and {len(words)} words are too few: {HELD_OUT} of each "
             f"are for validation, and as many for testing"
         )
-    splits = {"test": [], "validation": [], "train": []}
+    splits = {"test": [], "validation": []}
     for texts in (sentences, words):
         random.Random(0).shuffle(texts)
         splits["test"] += texts[:HELD_OUT]
@@ -101,10 +101,10 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
     pieces = [x for x in _pieces(found) if held_out.isdisjoint([x.lower(), *_words(x)])]
     random.Random(0).shuffle(pieces)
     some_words = [
-        word if i % CAPITALS else word.upper()
+        word if i % CAPITALS_EVERY else word.upper()
         for i, word in enumerate(words[2 * HELD_OUT :][:TRAIN_WORDS], 1)
     ]
-    splits["train"] += [*sentences[2 * HELD_OUT :], *some_words, *pieces[:TRAIN_PIECES]]
+    splits["train"] = [*sentences[2 * HELD_OUT :], *some_words, *pieces[:TRAIN_PIECES]]
     dataset = make_pairs(
         {split: [(text, to_pig_latin(text)) for text in part] for split, part in splits.items()}
     )

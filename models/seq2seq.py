@@ -177,54 +177,66 @@ ATTENTIONS = {
 
 # ---------------------------------------------------------------------------- encoder and decoder
 
+# How many separators were read, and where the last one stood: none, as if one had come before. (The
+# decoder's start token thus counts as the first of its word.)
+BEFORE_ANY_WORD = (0, -1)
 
-NO_WORDS = (0, -1)  # separators that were read, and where the last one stood
 
-
-def count_words(input_ids, positions, separators: list[int], past=NO_WORDS):
+def count_words(input_ids, positions, separators, attention_mask=None, state=BEFORE_ANY_WORD):
     """Which word each token belongs to, and where in it: a separator begins the next word.
 
     Args:
         input_ids: (batch, time).
         positions: where each token stands in the text, (batch or 1, time).
-        separators: tokens that words stand between.
-        past: of what was read before, as `NO_WORDS`, (batch, 1) each.
+        separators: tokens that words stand between, a list.
+        attention_mask: (batch, time), 0 for padding, which separates nothing.
+        state: of what was read before, as `BEFORE_ANY_WORD`, (batch, 1) each.
 
     Returns:
-        0, 0, 0, 1, 1, ... and 1, 2, 3, 0, 1, ..., (batch, time) each; `past` after these tokens.
+        0, 0, 0, 1, 1, ... and 1, 2, 3, 0, 1, ..., (batch, time) each; the state after.
     """
-    before, begin = past
+    before, last = state
     separates = torch.isin(input_ids, torch.tensor(separators, device=input_ids.device))
+    if attention_mask is not None:
+        separates &= attention_mask.bool()
     words = before + separates.cumsum(-1)
-    begins = torch.where(separates, positions, begin).cummax(-1).values
-    return words, positions - begins, (words[:, -1:], begins[:, -1:])
+    starts = torch.where(separates, positions, last).cummax(-1).values
+    return words, positions - starts, (words[:, -1:], starts[:, -1:])
 
 
 def place(
-    config: Seq2SeqConfig, embeddings, input_ids, attention_mask=None, past=0, words=NO_WORDS
+    config: Seq2SeqConfig,
+    embeddings,
+    input_ids,
+    attention_mask=None,
+    past=0,
+    word_state=BEFORE_ANY_WORD,
 ):
     """Adds where each token stands to its embedding, if the config says so.
 
     Args:
         embeddings: (batch, time, hidden_size).
+        input_ids: (batch, time), whose embeddings they are.
+        attention_mask: (batch, time), 0 for padding.
         past: how many tokens were read before.
-        words: `past` of `count_words`.
+        word_state: `state` of `count_words`.
 
     Returns:
-        (batch, time, hidden_size); `words` after these tokens.
+        (batch, time, hidden_size); the word state after, the same where words are not counted.
     """
     if not config.sinusoidal_positions:
-        return embeddings, words
+        return embeddings, word_state
     positions, size = count_positions(embeddings, attention_mask, past), config.hidden_size
     if config.separator_token_ids:
-        separators = config.separator_token_ids
-        number, within, words = count_words(input_ids, positions, separators, words)
+        words, within, word_state = count_words(
+            input_ids, positions, config.separator_token_ids, attention_mask, word_state
+        )
         half = size // 2
-        halves = (sinusoidal_positions(number, half), sinusoidal_positions(within, size - half))
+        halves = (sinusoidal_positions(words, half), sinusoidal_positions(within, size - half))
         waves = torch.cat(halves, -1)
     else:
         waves = sinusoidal_positions(positions, size)
-    return embeddings + config.initializer_range * waves.to(embeddings.dtype), words
+    return embeddings + config.initializer_range * waves.to(embeddings.dtype), word_state
 
 
 class BidirectionalLayer(nn.Module):
@@ -302,25 +314,24 @@ class Decoder(nn.Module):
             encoded: (batch, source, 2 * hidden_size).
             encoder_mask: (batch, source), 1 for text, 0 for padding; or None.
             starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64; then
-                `past` of `count_words`, if words are counted and some were read before.
+                `state` of `count_words`, if words are counted and tokens were read before.
             past: how many tokens of the target were read before.
 
         Returns:
             (batch, target, hidden_size); `starts` after; the attention (batch, target, source),
             None without.
         """
-        layers = len(self.layers)
-        starts, (words,) = starts[:layers], starts[layers:] or [NO_WORDS]
-        embeddings = self.embed_tokens(decoder_input_ids)
-        hidden_states, words = place(
-            self.config, embeddings, decoder_input_ids, past=past, words=words
+        depth, embeddings = len(self.layers), self.embed_tokens(decoder_input_ids)
+        word_state = starts[depth] if len(starts) > depth else BEFORE_ANY_WORD
+        hidden_states, word_state = place(
+            self.config, embeddings, decoder_input_ids, past=past, word_state=word_state
         )
         ends = []
-        for layer, start in zip(self.layers, starts, strict=True):
+        for layer, start in zip(self.layers, starts[:depth], strict=True):
             hidden_states, end = layer(self.dropout(hidden_states), start)
             ends.append(end)
         if self.config.separator_token_ids:
-            ends.append(words)
+            ends.append(word_state)
         if self.attention is None:
             return self.output_proj(self.dropout(hidden_states)).tanh(), ends, None
         scores = self.attention(hidden_states, encoded).float()

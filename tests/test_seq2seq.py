@@ -200,7 +200,7 @@ def test_waves_count_words_and_what_stands_in_them():
     *found, _ = seq2seq_model.count_words(ids, positions, separators)
     assert_close(found, [words, places])
     *begun, past = seq2seq_model.count_words(ids[:, :5], positions[:, :5], separators)
-    *found, _ = seq2seq_model.count_words(ids[:, 5:], positions[:, 5:], separators, past)
+    *found, _ = seq2seq_model.count_words(ids[:, 5:], positions[:, 5:], separators, state=past)
     assert_close([torch.cat(pair, 1) for pair in zip(begun, found, strict=True)], [words, places])
 
     model = make(sinusoidal_positions=True, separator_token_ids=separators)
@@ -214,7 +214,8 @@ def test_waves_count_words_and_what_stands_in_them():
             expected[..., first + i] = angles.sin()
             expected[..., first + i + 1] = angles.cos()
     assert_close(waves, model.config.initializer_range * expected, **close)
-    left = torch.nn.functional.pad(ids, (3, 0))  # padding on the left is no part of the first word
+    # Padding on the left is no part of the first word, and separates nothing.
+    left = torch.nn.functional.pad(ids, (3, 0), value=separators[0])
     mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
     padded, _ = seq2seq_model.place(model.config, torch.zeros(2, 11, SIZE), left, mask)
     assert_close(padded[:, 3:], waves)
@@ -444,6 +445,16 @@ def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin)
         assert [to_pig_latin(text) for text in rows["source"]] == list(rows["target"])
     assert dataset["test"].info.description == "toy books; toy dictionary"
     assert describe(load_pig_latin()) == describe(dataset)
+
+
+def test_some_words_to_train_on_are_in_capitals(toy_pig_latin, monkeypatch):
+    monkeypatch.setattr(pig_latin, "CAPITALS_EVERY", 2)
+    dataset = load_pig_latin()
+    train = dataset["train"]
+    assert [text.isupper() for text in train["source"][3:5]] == [False, True]
+    assert train["target"][4] == to_pig_latin(train["source"][4]) == train["target"][4].upper()
+    for split in ("validation", "test"):
+        assert all(text.islower() for text in dataset[split]["source"][2:])
 
 
 def test_too_few_sentences_are_said(toy_pig_latin, monkeypatch):
@@ -748,6 +759,11 @@ def test_waves_may_count_the_words_of_pig_latin(toy_pig_latin, character_flags, 
     with pytest.raises(SystemExit):
         seq2seq.main(character_flags("pig_latin", "--overwrite", *words, " #"))
     assert "--separators has '#', which stands in no text" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        seq2seq.main(character_flags("pig_latin", "--overwrite", "--separators", " "))
+    assert "--separators needs --sinusoidal_positions true" in capsys.readouterr().err
+    again = Seq2SeqForConditionalGeneration.from_pretrained(folder)
+    assert again.config.separator_token_ids == config["separator_token_ids"]
 
 
 def test_a_card_without_mistakes_has_no_table_of_them():
@@ -775,6 +791,7 @@ def test_bleu_is_sacrebleus():
         (["--source_language", "fr"], "train.fr.xz"),
         (["--dataset", "klingon"], "give multi30k, pig_latin, number_words, phonemes"),
         (["--dataset", "number_words"], "--data_dir means nothing to --dataset number_words"),
+        (["--separators", " "], "--separators means nothing to --dataset multi30k"),
         (["--dataset", "phonemes"], "--tokenizer_vocab_size means nothing to --dataset phonemes"),
         (["--attention_type", "cosine"], "must be one of additive"),
     ],

@@ -54,7 +54,7 @@ class PairArguments:
     )
     separators: str | None = field(
         default=None,
-        metadata={"help": "Of pig_latin, what words stand between: with it, waves count words."},
+        metadata={"help": "Of pig_latin, characters between words: half of the waves count words."},
     )
     split: str = field(
         default="test",
@@ -166,8 +166,11 @@ def train(argv, system: str, config_class, model_class) -> dict:
     output_dir, task = Path(args.output_dir), TASKS[pair_args.dataset]
     recipe.check_scorable(args, config_class)
     check_choices(pair_args, args.chosen)
-    if pair_args.separators and not hasattr(config_class, "separator_token_ids"):
-        raise ValueError("--separators is for recurrent networks: leave it out")
+    if pair_args.separators and not getattr(model_args, "sinusoidal_positions", False):
+        # Of train/seq2seq_transformer.py, whose waves count tokens, no flag turns them on.
+        raise ValueError(
+            "--separators needs --sinusoidal_positions true, of train/seq2seq.py; or leave it out"
+        )
     set_seed(args.seed)
 
     # 2. Data
