@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from contract import gradients
@@ -23,6 +24,7 @@ from transformers import (
     pipeline,
 )
 
+from groundup.data_scripts.film_reviews import load_film_reviews
 from groundup.data_scripts.glue import HELD_OUT, hold_out, load_glue
 from groundup.data_scripts.masking import MaskedBlocks, Specials
 from groundup.data_scripts.sources import DataNotFound
@@ -440,6 +442,20 @@ def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch)
         load_glue("sst2")
 
 
+def test_film_reviews_are_cut_by_their_numbers_and_judged_by_nobody(tmp_path):
+    numbers = ("neg/cv000_1.txt", "neg/cv900_2.txt", "pos/cv899_3.txt", "pos/cv999_4.txt")
+    rows = {"text": list("abcd"), "label": [0, 0, 1, 1], "file": numbers}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "train.parquet")
+    reviews = load_film_reviews(tmp_path)
+    assert reviews["train"].to_dict() == {"text": ["a", "c"]}
+    assert reviews["validation"].to_dict() == {"text": ["b", "d"]}
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="cannot be read as reviews"):
+        load_film_reviews(tmp_path)
+    with pytest.raises(DataNotFound):
+        load_film_reviews(tmp_path / "nowhere")
+
+
 # ------------------------------------------------------------------------------------------ a run
 
 TINY = """
@@ -538,6 +554,21 @@ def test_evaluate_only_gives_the_scores_of_the_run(flags, finished):
         assert again["metrics"][name] == pytest.approx(value, rel=1e-4)
 
 
+def test_blanks_go_on_from_a_trained_model(flags, finished, tmp_path, capsys):
+    """Where it begins is where the other ended, and its tokenizer is the other's."""
+    config, folder = tmp_path / "on.yaml", tmp_path / "run"
+    config.write_text("max_steps: 1\nlearning_rate: 1.0e-9\ndisable_tqdm: true\n")
+    more = ["--config", str(config), "--base_model", str(finished)]
+    run = bert.main([*flags(folder)[2:], *more])  # without its config, which makes a tokenizer
+    expected = json.loads((finished / "metrics.json").read_text())["metrics"]
+    assert run["metrics"]["nats_per_blank"] == pytest.approx(expected["nats_per_blank"], rel=1e-3)
+    assert (folder / "tokenizer.json").read_text() == (finished / "tokenizer.json").read_text()
+    assert f"began with the weights of `{finished.name}`" in (folder / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        bert.main([*flags(tmp_path / "wide")[2:], *more, "--hidden_size", "64"])
+    assert "hidden_size is 32 in" in capsys.readouterr().err
+
+
 def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path):
     best = pipeline("fill-mask", str(finished))("the old [MASK] sat by a fire .", top_k=3)
     assert {guess["token_str"] for guess in best} < set(WORDS)
@@ -600,7 +631,8 @@ def test_pseudo_perplexity_is_that_of_one_blank_at_a_time(finished):
         (["--task", "sst2"], "--text is for --task blanks"),
         (["--random_weights"], "--random_weights is for --task sst2"),
         (["--split", "validation"], "--split is for --task sst2"),
-        (["--base_model", "pretrained/bert"], "--base_model is for --task sst2 and cola"),
+        (["--corpus", "french"], "--corpus french is unknown: give english or film_reviews"),
+        (["--base_model", "pretrained/bert"], "leave out --tokenizer_vocab_size"),
         (["--tokenizer_vocab_size", "20"], "WordPiece needs at least 100"),
         (["--max_position_embeddings", "2"], "block_size is 2"),
     ],

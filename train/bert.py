@@ -2,13 +2,16 @@
 
     accelerate launch -q train/bert.py                                  # fills in blanks
     accelerate launch -q train/bert.py --text corpus/ --output_dir runs/my_bert
-    accelerate launch -q train/bert.py --config configs/bert_sst2.yaml  # goes on with SST-2
+    accelerate launch -q train/bert.py --config configs/bert_reviews.yaml  # goes on with reviews
+    accelerate launch -q train/bert.py --config configs/bert_sst2.yaml  # learns to judge them
     accelerate launch -q train/bert.py --config configs/bert_sst2.yaml --lora_rank 8 \\
         --learning_rate 0.002 --output_dir runs/bert_sst2_lora
     accelerate launch -q train/bert.py --evaluate_only                  # score runs/bert
 
 Sentences are judged by a `--base_model` that was trained on blanks; `--random_weights` takes only
-its shape and tokenizer, which shows what that training was worth.
+its shape and tokenizer, which shows what that training was worth. Blanks, too, may go on from a
+`--base_model`, with the text that sentences are to be judged in (Gururangan et al. 2020, "Don't
+stop pretraining").
 """
 
 import math
@@ -28,6 +31,7 @@ from transformers import (
 )
 
 from groundup.data_scripts.english import load_english
+from groundup.data_scripts.film_reviews import load_film_reviews
 from groundup.data_scripts.glue import CLASSES, HELD_OUT, hold_out, load_glue
 from groundup.data_scripts.masking import MaskedBlocks
 from groundup.data_scripts.sources import describe
@@ -45,6 +49,7 @@ from groundup.train.metrics import Accuracy, MatthewsCorrelation
 from groundup.train.publishing import publish
 
 BLANKS = "blanks"
+CORPORA = {"english": load_english, "film_reviews": load_film_reviews}
 SCORES = {BLANKS: "masked_accuracy", "sst2": "accuracy", "cola": "matthews_correlation"}
 # Of the held-out books, how many blocks the pseudo-perplexity is taken over, and how many copies of
 # one, each with another blank, are read at once.
@@ -87,8 +92,11 @@ class TaskArguments:
     """What there is to learn, and from which text."""
 
     task: str = field(default=BLANKS, metadata={"help": "blanks, sst2 or cola."})
+    corpus: str = field(
+        default="english", metadata={"help": "To fill in blanks of: english or film_reviews."}
+    )
     text: str | None = field(
-        default=None, metadata={"help": "A text file or a folder of them, to fill in blanks of."}
+        default=None, metadata={"help": "The same: a text file or a folder of them, of your own."}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder that holds the data set's files."}
@@ -108,6 +116,8 @@ class TaskArguments:
     def __post_init__(self):
         if self.task not in SCORES:
             raise ValueError(f"--task {self.task} is unknown: give {', '.join(SCORES)}")
+        if self.corpus not in CORPORA:
+            raise ValueError(f"--corpus {self.corpus} is unknown: give {' or '.join(CORPORA)}")
         if self.split not in ("validation", "test"):
             raise ValueError(f"--split {self.split} is unknown: give validation or test")
 
@@ -121,15 +131,17 @@ def load_data(arguments: TaskArguments) -> DatasetDict:
         return dataset
     if arguments.text is not None:
         return load_text(arguments.text)
-    return load_english(arguments.data_dir)
+    return CORPORA[arguments.corpus](arguments.data_dir)
 
 
 def check_choices(task_args, tune_args, args) -> None:
     """Raises ValueError for flags that do not go together."""
     if task_args.task == BLANKS:
-        if unused := {"base_model", "lora_rank", "random_weights", "split"} & args.chosen:
-            raise ValueError(f"--{min(unused)} is for --task sst2 and cola; blanks begin anew")
-    elif unused := {"tokenizer_vocab_size", "whole_words", "text"} & args.chosen:
+        if unused := {"lora_rank", "random_weights", "split"} & args.chosen:
+            raise ValueError(f"--{min(unused)} is for --task sst2 and cola")
+        if tune_args.base_model and "tokenizer_vocab_size" in args.chosen:
+            raise ValueError("--base_model has its tokenizer: leave out --tokenizer_vocab_size")
+    elif unused := {"tokenizer_vocab_size", "whole_words", "corpus", "text"} & args.chosen:
         raise ValueError(
             f"--{min(unused)} is for --task {BLANKS}; {task_args.task} has its own sentences, and "
             f"the base model its tokenizer"
@@ -274,20 +286,24 @@ def main(argv=None):
             content = adapters.content_of(tune_args.base_model, BERTForMaskedLM)
             settings["base_model_content"] = content
         checkpoint = recipe.prepare_folder(args, settings)
-        if fills_blanks:
+        if tune_args.base_model:
+            tokenizer = AutoTokenizer.from_pretrained(tune_args.base_model)
+        else:
             tokenizer = train_wordpiece(
                 dataset["train"]["text"],
                 task_args.tokenizer_vocab_size,
                 model_args.max_position_embeddings,
             )
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(tune_args.base_model)
 
     # 3. Model
     auto_class = AutoModelForMaskedLM if fills_blanks else AutoModelForSequenceClassification
     if args.evaluate_only:
         check_head(output_dir, fills_blanks)
         model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
+    elif fills_blanks and tune_args.base_model:
+        model = adapters.load_base_model(
+            tune_args.base_model, model_args, args.chosen, AutoModelForMaskedLM
+        )
     elif fills_blanks:
         model = BERTForMaskedLM(BERTConfig(vocab_size=len(tokenizer), **asdict(model_args)))
     else:
@@ -378,6 +394,19 @@ def mistakes(model, tokenizer, sentences, number: int = 8) -> str:
     return "\n".join(lines)
 
 
+def beginning(task_args, tune_args) -> str:
+    """What training began with, as a sentence; none for random weights of no one's shape."""
+    if tune_args.base_model is None:
+        return ""
+    base = Path(tune_args.base_model).name
+    start = f"the weights of `{base}`"
+    if task_args.random_weights:
+        start = f"random weights, of the shape of `{base}`"
+    if tune_args.lora_rank:
+        start += f", changed by LoRA of rank {tune_args.lora_rank} (alone in `adapter/`)"
+    return f"Training began with {start}."
+
+
 def write_report(
     output_dir: Path, run: dict, model, tokenizer, log, task_args, tune_args, dataset
 ) -> None:
@@ -398,9 +427,10 @@ def write_report(
         f"{config.hidden_size} wide, {config.num_attention_heads} heads, texts of up to "
         f"{config.max_position_embeddings} tokens, {config.vocab_size:,} word pieces."
     )
+    start = beginning(task_args, tune_args)
     if fills_blanks:
         task = "fill-mask"
-        sections = {"": f"{about} It fills in blanks."}
+        sections = {"": f"{about} It fills in blanks. {start}"}
         limits = "What it puts into a blank is likely, not true."
         if known:
             sections["Guesses"] = guesses(model, tokenizer)
@@ -410,15 +440,8 @@ def write_report(
             )
     else:
         task = "text-classification"
-        base = Path(tune_args.base_model).name
-        start = f"the weights of `{base}`"
-        if task_args.random_weights:
-            start = f"random weights, of the shape of `{base}`"
-        if tune_args.lora_rank:
-            start += f", changed by LoRA of rank {tune_args.lora_rank} (alone in `adapter/`)"
         sections = {
-            "": f"{about} It judges sentences: {' or '.join(config.id2label.values())}. Training "
-            f"began with {start}.",
+            "": f"{about} It judges sentences: {' or '.join(config.id2label.values())}. {start}",
             "Errors": "The mistakes that it is surest of:\n\n"
             + mistakes(model, tokenizer, dataset[task_args.split]),
         }
