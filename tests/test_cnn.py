@@ -33,16 +33,18 @@ def by_hand(model, x, training: bool) -> torch.Tensor:
     for group in model.cnn.groups:
         for i, (conv, norm) in enumerate(zip(group.convs, group.norms, strict=True)):
             x = F.conv2d(x, conv.weight, padding=1)
-            x = F.max_pool2d(x, 2) if i == 0 else x
+            x = F.max_pool2d(x, model.config.pool_size, 2) if i == 0 else x
             x = F.gelu(normalise(x, norm, training))
-    features = x.flatten(2).max(-1).values
+    # Where windows overlap and filters begin as the identity, a maximum may stand in two places;
+    # `amax` lets them share the gradient.
+    features = x.amax((2, 3))
     return features @ model.classifier.weight.T * model.config.logit_scale
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("depth", [2, 3])
-def test_outputs_and_gradients_are_those_of_the_equation(training, depth):
-    model, x, labels = make(depth=depth), some_pictures(), torch.arange(6) % 5
+@pytest.mark.parametrize("options", [{}, {"depth": 3}, {"pool_size": 3}])
+def test_outputs_and_gradients_are_those_of_the_equation(training, options):
+    model, x, labels = make(**options), some_pictures(), torch.arange(6) % 5
     # In fp64: whitening makes small differences large, and rounding with them.
     model, x = model.double(), x.double()
     model.cnn.init_whitening(x)
@@ -125,12 +127,17 @@ def test_features_are_of_the_last_grid():
     assert torch.equal(outputs.pooler_output, outputs.last_hidden_state.amax((2, 3)))
     # After whitening and each group.
     assert [states.shape[-1] for states in outputs.hidden_states] == [19, 9, 4]
-    smallest = model.smallest_size()
-    assert model(torch.zeros(1, 3, smallest, 40)).pooler_output.shape == (1, 32)
-    with pytest.raises(ValueError, match=f"{smallest} is the least"):
-        model(torch.zeros(1, 3, smallest - 1, 40))
     with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\)"):
         model(torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("pool_size", [1, 2, 3])
+def test_the_smallest_picture_leaves_one_place(pool_size):
+    model = make(pool_size=pool_size).eval().cnn
+    smallest = model.smallest_size()
+    assert model(torch.zeros(1, 3, smallest, smallest)).last_hidden_state.shape == (1, 32, 1, 1)
+    with pytest.raises(ValueError, match=f"{smallest} is the least"):
+        model(torch.zeros(1, 3, smallest - 1, 40))
 
 
 def test_labels_may_be_probabilities():
