@@ -24,7 +24,6 @@ def main() -> None:
     _, picture_args, model_args, args = recipe.parse_arguments(
         [], "cnn", pictures.PictureArguments, cnn.ModelArguments, description=__doc__
     )
-    picture_args.small_size = picture_args.small_epochs = 0  # the last epochs
     data = pictures.load_pictures(picture_args, args.seed)
     model = cnn.new_model(model_args, data).to(memory_format=torch.channels_last)
     model.train()

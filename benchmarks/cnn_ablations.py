@@ -27,6 +27,7 @@ VARIANTS = {
     "a tenth of the features left out (dropout)": ["--dropout=0.1"],
     "weight decay of the classifier, 0.1": ["--weight_decay=0.1"],
     "a learned first layer": ["--whitening=false"],
+    "pooling over windows of 3, which overlap": ["--pool_size=3"],
     "filters begin at random": ["--dirac_init=false"],
     "no small pictures": ["--small_size=0", "--small_epochs=0"],
     "a constant rate": ["--lr_scheduler_type=constant"],

@@ -5,13 +5,17 @@ punctuation (Pang and Lee 2004, "A Sentimental Education", polarity dataset 2.0)
 is kind or not, which the data set tells, is left out: this is text to read, not to judge. The last
 hundred of either kind are for validation.
 
-They are looked for in `$GROUNDUP_DATA/movie_reviews/` or in `--data_dir` (`train.parquet`, with the
-columns `text` and `file`).
+They are looked for in `$GROUNDUP_DATA/movie_reviews/` or in `--data_dir`: `movie_reviews.zip`, as
+NLTK has it (`python -m nltk.downloader -d folder movie_reviews`, then `folder/corpora/`), or
+`train.parquet` with its texts (columns `text`, and `file`: `neg/cv000_29416.txt`). SST-2 is made of
+another collection, `sentence_polarity`: of its 872 test sentences two have eight words in a row
+that stand in these reviews, too, and none has ten.
 
 Run it to see what it holds: `python data_scripts/film_reviews.py`.
 """
 
 import argparse
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -19,16 +23,18 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict
 
 from groundup.data_scripts.sources import (
+    DataNotFound,
     describe,
     find_local,
     log_to_terminal,
     not_found,
     with_info,
 )
+from groundup.data_scripts.text import decode
 
 NAME = "movie_reviews"
-FILE = "train.parquet"
-LICENSE = "CC BY 4.0"
+TABLE, ARCHIVE = "train.parquet", "movie_reviews.zip"
+LICENSE = "CC BY 4.0 by NLTK's index; cite Pang and Lee (2004)"
 HOMEPAGE = "https://www.cs.cornell.edu/people/pabo/movie-review-data"
 # Files are called neg/cv000_29416.txt to pos/cv999_13106.txt; the last tenth is usually the test.
 HELD_OUT = "/cv9"
@@ -38,7 +44,7 @@ def load_film_reviews(data_dir: str | Path | None = None) -> DatasetDict:
     """The reviews, each a row with the column `text`.
 
     Args:
-        data_dir: the folder that holds `train.parquet`, or the one above it;
+        data_dir: the folder that holds one of the two files, or the one above it;
             `$GROUNDUP_DATA/movie_reviews` by default.
 
     Returns:
@@ -46,33 +52,61 @@ def load_film_reviews(data_dir: str | Path | None = None) -> DatasetDict:
 
     Raises:
         DataNotFound: it is nowhere, or not in the `data_dir` that was given.
-        ValueError: the file is damaged or holds something else.
+        ValueError: a file is damaged or holds something else.
     """
-    folder = find_local(NAME, [FILE], data_dir)
-    if folder is None:
-        raise not_found(NAME, [FILE])
-    try:
-        table = pyarrow.parquet.read_table(folder / FILE, columns=["text", "file"])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{FILE} cannot be read as reviews in Parquet: {error}") from error
+    path = _find_file(data_dir)
+    read = _read_archive if path.name == ARCHIVE else _read_table
     splits = {"train": [], "validation": []}
-    for row in table.to_pylist():
-        splits["validation" if HELD_OUT in row["file"] else "train"].append(row["text"])
+    for file, text in read(path):
+        splits["validation" if HELD_OUT in file else "train"].append(text)
     if not all(splits.values()):
-        raise ValueError(f"{FILE} must have reviews of files cv000 to cv999")
+        raise ValueError(f"{path.name} must have reviews of files cv000 to cv999")
     dataset = DatasetDict(
         {split: Dataset.from_dict({"text": texts}) for split, texts in splits.items()}
     )
     return with_info(
-        dataset, name=NAME, source=f"local file {FILE}", license=LICENSE, homepage=HOMEPAGE
+        dataset, name=NAME, source=f"local file {path.name}", license=LICENSE, homepage=HOMEPAGE
     )
+
+
+def _find_file(data_dir: str | Path | None) -> Path:
+    """The table or the archive, whichever is there."""
+    missing = not_found(NAME, [f"{TABLE} or {ARCHIVE}"])
+    for name in (TABLE, ARCHIVE):
+        try:
+            folder = find_local(NAME, [name], data_dir)
+        except DataNotFound as error:
+            folder, missing = None, error
+        if folder is not None:
+            return folder / name
+    raise missing
+
+
+def _read_archive(path: Path) -> list[tuple[str, str]]:
+    """(name, text) of each review, in the order of their names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
+            return [(name, decode(archive.read(name), name)) for name in names]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path.name} is damaged, or no archive: {error}") from error
+
+
+def _read_table(path: Path) -> list[tuple[str, str]]:
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["file", "text"])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path.name} cannot be read as reviews in Parquet: {error}") from error
+    if any(column.type != pyarrow.string() or column.null_count for column in table.columns):
+        raise ValueError(f"{path.name} must have a file and a text, both strings, in each row")
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def main() -> None:
     """Prints what the data set holds."""
     log_to_terminal()
     parser = argparse.ArgumentParser(description="Show what the film reviews hold.")
-    parser.add_argument("--data_dir", help="the folder that holds train.parquet")
+    parser.add_argument("--data_dir", help="the folder that holds its file")
     try:
         dataset = load_film_reviews(parser.parse_args().data_dir)
     except (ValueError, OSError) as error:

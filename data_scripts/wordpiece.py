@@ -117,7 +117,13 @@ def _unmark(token: str) -> str:
 
 
 def specials_of(tokenizer: PreTrainedTokenizerFast) -> Specials:
-    """The ids of a WordPiece tokenizer that are no text."""
+    """The ids of a WordPiece tokenizer that are no text.
+
+    Raises:
+        ValueError: they are not the first five, as `train_wordpiece` has them.
+    """
+    if tuple(tokenizer.convert_ids_to_tokens(range(len(SPECIAL_TOKENS)))) != SPECIAL_TOKENS:
+        raise ValueError(f"the tokenizer must begin with {', '.join(SPECIAL_TOKENS)}")
     return Specials(
         cls=tokenizer.cls_token_id,
         sep=tokenizer.sep_token_id,

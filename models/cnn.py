@@ -165,7 +165,10 @@ class Group(nn.Module):
         self.act = activation(config.hidden_act)
 
     def forward(self, hidden_states):
-        """(batch, in_channels, y, x) -> (batch, out_channels, half of y, half of x)."""
+        """(batch, in_channels, y, x) -> (batch, out_channels, y', x').
+
+        y' = (y - pool_size) // 2 + 1, and x' likewise.
+        """
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             hidden_states = conv(hidden_states)
             if i == 0:

@@ -14,11 +14,15 @@ from contract import gradients
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from torch.testing import assert_close
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -33,6 +37,7 @@ from groundup.data_scripts.wordpiece import (
     encode_running,
     learn_pieces,
     pieces_that_go_on,
+    specials_of,
     train_wordpiece,
 )
 from groundup.models.bert import (
@@ -442,18 +447,38 @@ def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch)
         load_glue("sst2")
 
 
-def test_film_reviews_are_cut_by_their_numbers_and_judged_by_nobody(tmp_path):
-    numbers = ("neg/cv000_1.txt", "neg/cv900_2.txt", "pos/cv899_3.txt", "pos/cv999_4.txt")
-    rows = {"text": list("abcd"), "label": [0, 0, 1, 1], "file": numbers}
-    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "train.parquet")
-    reviews = load_film_reviews(tmp_path)
+def film_reviews_in(folder, files, texts=None):
+    """A folder with reviews of these names, as a table."""
+    rows = {"text": texts or [f"the film {file} is long ." for file in files], "file": files}
+    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "train.parquet")
+    return folder
+
+
+def test_film_reviews_are_cut_by_their_numbers(tmp_path):
+    files = ["neg/cv000_1.txt", "neg/cv900_2.txt", "pos/cv899_3.txt", "pos/cv999_4.txt"]
+    reviews = load_film_reviews(film_reviews_in(tmp_path, files, list("abcd")))
     assert reviews["train"].to_dict() == {"text": ["a", "c"]}
     assert reviews["validation"].to_dict() == {"text": ["b", "d"]}
+    (tmp_path / "train.parquet").unlink()
+    with zipfile.ZipFile(tmp_path / "movie_reviews.zip", "w") as archive:
+        for file, text in zip(["README", *reversed(files)], "rdcba", strict=True):
+            archive.writestr(f"movie_reviews/{file}", text)
+    assert load_film_reviews(tmp_path)["train"].to_dict() == reviews["train"].to_dict()
+
+
+def test_film_reviews_that_are_broken_or_missing_are_said(tmp_path):
+    with pytest.raises(DataNotFound, match="holds no"):
+        load_film_reviews(tmp_path)
+    (tmp_path / "movie_reviews.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="is damaged, or no archive"):
+        load_film_reviews(tmp_path)
+    with pytest.raises(ValueError, match="must have reviews of files cv000"):
+        load_film_reviews(film_reviews_in(tmp_path, ["a", "b"]))
+    with pytest.raises(ValueError, match="both strings"):
+        load_film_reviews(film_reviews_in(tmp_path, ["neg/cv000_1.txt", "b"], ["a", None]))
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="cannot be read as reviews"):
         load_film_reviews(tmp_path)
-    with pytest.raises(DataNotFound):
-        load_film_reviews(tmp_path / "nowhere")
 
 
 # ------------------------------------------------------------------------------------------ a run
@@ -554,19 +579,55 @@ def test_evaluate_only_gives_the_scores_of_the_run(flags, finished):
         assert again["metrics"][name] == pytest.approx(value, rel=1e-4)
 
 
-def test_blanks_go_on_from_a_trained_model(flags, finished, tmp_path, capsys):
-    """Where it begins is where the other ended, and its tokenizer is the other's."""
-    config, folder = tmp_path / "on.yaml", tmp_path / "run"
-    config.write_text("max_steps: 1\nlearning_rate: 1.0e-9\ndisable_tqdm: true\n")
-    more = ["--config", str(config), "--base_model", str(finished)]
-    run = bert.main([*flags(folder)[2:], *more])  # without its config, which makes a tokenizer
-    expected = json.loads((finished / "metrics.json").read_text())["metrics"]
-    assert run["metrics"]["nats_per_blank"] == pytest.approx(expected["nats_per_blank"], rel=1e-3)
+@pytest.fixture(scope="module")
+def go_on(finished, tmp_path_factory):
+    """`go_on(folder, *more)`: the flags of a run that goes on with blanks of film reviews."""
+    files = tmp_path_factory.mktemp("reviews")
+    film_reviews_in(files, [f"neg/cv{number:03}_.txt" for number in range(0, 1000, 5)])
+    (files / "on.yaml").write_text("corpus: film_reviews\nmax_steps: 1\nlearning_rate: 1.0e-9\n")
+
+    def make(folder, *more: str) -> list[str]:
+        flags = ["--config", str(files / "on.yaml"), "--base_model", str(finished)]
+        flags += ["--data_dir", str(files), "--disable_tqdm", "true"]
+        return [*flags, "--output_dir", str(folder), *more]
+
+    return make
+
+
+def test_blanks_go_on_from_a_trained_model(go_on, finished, tmp_path):
+    """It begins where the other ended, with its tokenizer."""
+    folder = tmp_path / "run"
+    metrics = bert.main(go_on(folder))["metrics"]
+    assert metrics["masked_accuracy_before"] == pytest.approx(metrics["masked_accuracy"], abs=0.01)
     assert (folder / "tokenizer.json").read_text() == (finished / "tokenizer.json").read_text()
-    assert f"began with the weights of `{finished.name}`" in (folder / "README.md").read_text()
-    with pytest.raises(SystemExit):
-        bert.main([*flags(tmp_path / "wide")[2:], *more, "--hidden_size", "64"])
-    assert "hidden_size is 32 in" in capsys.readouterr().err
+    ours, theirs = (load_file(f / "model.safetensors") for f in (folder, finished))
+    for name, tensor in theirs.items():
+        assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+    card = (folder / "README.md").read_text()
+    assert f"began with the weights of `{finished.name}`" in card
+    assert "has read 1,800 film reviews" in card and "movie_reviews" in card
+
+
+def test_blanks_do_not_go_on_from_what_has_none(go_on, task_flags, finished, tmp_path, capsys):
+    bert.main(task_flags(tmp_path / "judge", "--max_steps", "1"))
+    for more, words in (
+        (["--hidden_size", "64"], "hidden_size is 32 in"),
+        (["--text", "a.txt"], "--text and --corpus are two sources"),
+        (["--base_model", str(tmp_path / "judge")], "holds a BERTForSequenceClassification"),
+    ):
+        with pytest.raises(SystemExit):
+            bert.main(go_on(tmp_path / "run", *more))
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+
+def test_blanks_want_a_tokenizer_that_begins_as_ours(finished):
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    assert specials_of(tokenizer).mask == 4
+    vocabulary = {token: i for i, token in enumerate(("a", *SPECIAL_TOKENS))}
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordPiece(vocabulary)))
+    with pytest.raises(ValueError, match=r"must begin with \[PAD\], \[UNK\]"):
+        specials_of(other)
 
 
 def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path):

@@ -131,10 +131,10 @@ def test_features_are_of_the_last_grid():
         model(torch.zeros(1, 1, 32, 32))
 
 
-@pytest.mark.parametrize("pool_size", [1, 2, 3])
-def test_the_smallest_picture_leaves_one_place(pool_size):
+@pytest.mark.parametrize(("pool_size", "smallest"), [(1, 2), (2, 5), (3, 8)])
+def test_the_smallest_picture_leaves_one_place(pool_size, smallest):
     model = make(pool_size=pool_size).eval().cnn
-    smallest = model.smallest_size()
+    assert model.smallest_size() == smallest
     assert model(torch.zeros(1, 3, smallest, smallest)).last_hidden_state.shape == (1, 32, 1, 1)
     with pytest.raises(ValueError, match=f"{smallest} is the least"):
         model(torch.zeros(1, 3, smallest - 1, 40))
@@ -152,6 +152,7 @@ def test_labels_may_be_probabilities():
         ({"hidden_sizes": []}, "hidden_sizes is .*a list of whole numbers"),
         ({"depth": 0}, "depth is 0; it must be a whole number"),
         ({"whitening_size": 0}, "whitening_size is 0"),
+        ({"pool_size": 0}, "pool_size is 0"),
         ({"hidden_act": "gelo"}, "'gelo' is unknown"),
         ({"batch_norm_momentum": 0.0}, r"must be in \(0, 1\]"),
         ({"initializer_range": 0.0}, "must be above 0"),

@@ -51,7 +51,7 @@ from groundup.train.publishing import publish
 BLANKS = "blanks"
 CORPORA = {"english": load_english, "film_reviews": load_film_reviews}
 SCORES = {BLANKS: "masked_accuracy", "sst2": "accuracy", "cola": "matthews_correlation"}
-# Of the held-out books, how many blocks the pseudo-perplexity is taken over, and how many copies of
+# Of the held-out text, how many blocks the pseudo-perplexity is taken over, and how many copies of
 # one, each with another blank, are read at once.
 SCORED_BLOCKS, COPIES = 32, 63
 USAGE = {
@@ -73,17 +73,31 @@ print(judge("a film with a heart , and no head ."))""",
 }
 LABELS = {
     "masked_accuracy": "Blanks that are guessed right",
+    "masked_accuracy_before": "The same, of the model that training began with",
     "nats_per_blank": "Loss, nats a blank",
     "pseudo_perplexity": "Pseudo-perplexity, per word piece",
     "accuracy": "Accuracy",
     "matthews_correlation": "Matthews correlation",
 }
-EXAMPLES = (
-    "the old [MASK] sat by the fire .",
-    "he opened the [MASK] and went out .",
-    "she was very [MASK] to see him .",
-    "london is the capital of [MASK] .",
-)
+EXAMPLES = {
+    "english": (
+        "the old [MASK] sat by the fire .",
+        "he opened the [MASK] and went out .",
+        "she was very [MASK] to see him .",
+        "london is the capital of [MASK] .",
+    ),
+    "film_reviews": (
+        "this is one of the [MASK] films of the year .",
+        "the plot is [MASK] , and the jokes are old .",
+        "he gives a brilliant [MASK] as the king .",
+        "the old [MASK] sat by the fire .",
+    ),
+}
+# What the card says of what a model read, by corpus.
+READ = {
+    "english": "few books, most of them of the 19th century, and has their prejudices",
+    "film_reviews": "1,800 film reviews of the nineties, and has their taste",
+}
 ModelArguments = recipe.model_arguments(BERTConfig, leave_out=["vocab_size"])
 
 
@@ -96,7 +110,7 @@ class TaskArguments:
         default="english", metadata={"help": "To fill in blanks of: english or film_reviews."}
     )
     text: str | None = field(
-        default=None, metadata={"help": "The same: a text file or a folder of them, of your own."}
+        default=None, metadata={"help": "In place of a corpus: a text file or a folder of them."}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder that holds the data set's files."}
@@ -139,6 +153,8 @@ def check_choices(task_args, tune_args, args) -> None:
     if task_args.task == BLANKS:
         if unused := {"lora_rank", "random_weights", "split"} & args.chosen:
             raise ValueError(f"--{min(unused)} is for --task sst2 and cola")
+        if task_args.text and "corpus" in args.chosen:
+            raise ValueError("--text and --corpus are two sources of text: leave one out")
         if tune_args.base_model and "tokenizer_vocab_size" in args.chosen:
             raise ValueError("--base_model has its tokenizer: leave out --tokenizer_vocab_size")
     elif unused := {"tokenizer_vocab_size", "whole_words", "corpus", "text"} & args.chosen:
@@ -156,18 +172,28 @@ def check_choices(task_args, tune_args, args) -> None:
     adapters.check_optimizer(tune_args, args)
 
 
-def check_head(folder: Path, fills_blanks: bool) -> None:
-    """Raises ValueError where the model in a folder does another task: its head would be random."""
+def check_head(name: Path | str, fills_blanks: bool) -> None:
+    """Raises ValueError where a model, of a folder or the Hub, does another task.
+
+    Its head would be random.
+    """
     wanted = BERTForMaskedLM if fills_blanks else BERTForSequenceClassification
-    (found,) = AutoConfig.from_pretrained(folder).architectures
+    (found,) = AutoConfig.from_pretrained(name).architectures
     if found != wanted.__name__:
         raise ValueError(
-            f"{folder} holds a {found}, and this task needs a {wanted.__name__}: give the --config "
+            f"{name} holds a {found}, and this task needs a {wanted.__name__}: give the --config "
             f"or the --task that it was trained with"
         )
 
 
 # ------------------------------------------------------------------------------- to fill in blanks
+
+
+def make_masked_model(tune_args, model_args, chosen: set[str], vocab_size: int) -> BERTForMaskedLM:
+    """A new model, or the base model."""
+    if tune_args.base_model is None:
+        return BERTForMaskedLM(BERTConfig(vocab_size=vocab_size, **asdict(model_args)))
+    return adapters.load_base_model(tune_args.base_model, model_args, chosen, AutoModelForMaskedLM)
 
 
 def masked_blocks(tokenizer, texts, block_size: int, seed: int, whole_words: bool) -> MaskedBlocks:
@@ -285,6 +311,8 @@ def main(argv=None):
         if tune_args.base_model:
             content = adapters.content_of(tune_args.base_model, BERTForMaskedLM)
             settings["base_model_content"] = content
+            if fills_blanks:
+                check_head(tune_args.base_model, fills_blanks)
         checkpoint = recipe.prepare_folder(args, settings)
         if tune_args.base_model:
             tokenizer = AutoTokenizer.from_pretrained(tune_args.base_model)
@@ -300,12 +328,8 @@ def main(argv=None):
     if args.evaluate_only:
         check_head(output_dir, fills_blanks)
         model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
-    elif fills_blanks and tune_args.base_model:
-        model = adapters.load_base_model(
-            tune_args.base_model, model_args, args.chosen, AutoModelForMaskedLM
-        )
     elif fills_blanks:
-        model = BERTForMaskedLM(BERTConfig(vocab_size=len(tokenizer), **asdict(model_args)))
+        model = make_masked_model(tune_args, model_args, args.chosen, len(tokenizer))
     else:
         model = make_classifier(tune_args, task_args, model_args, args.chosen)
 
@@ -334,6 +358,9 @@ def main(argv=None):
         model, args, train_dataset=train, eval_dataset=scored, processing_class=tokenizer, **parts
     )
     trained = model.num_parameters(only_trainable=True)
+    before = {}
+    if fills_blanks and tune_args.base_model and not args.evaluate_only:
+        before = {f"{SCORES[BLANKS]}_before": trainer.scores()[SCORES[BLANKS]]}
     if not args.evaluate_only:
         print(f"{trained:,} parameters to train; vocabulary {len(tokenizer):,}")
         trainer.train(checkpoint)
@@ -346,6 +373,7 @@ def main(argv=None):
     if fills_blanks:
         with trainer.autocast_smart_context_manager():
             metrics["pseudo_perplexity"] = pseudo_perplexity(model, scored)
+    metrics |= before
     run = report.run_metrics("bert", config_name, args, metrics, data, trainer.stopwatch.seconds)
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
@@ -361,10 +389,10 @@ def main(argv=None):
 
 
 @torch.no_grad()
-def guesses(model, tokenizer) -> str:
+def guesses(model, tokenizer, examples) -> str:
     """What the model puts into some blanks, as Markdown."""
     lines = ["| | |", "|---|---|"]
-    for text in EXAMPLES:
+    for text in examples:
         inputs = tokenizer(text, return_tensors="pt").to(model.device)
         place = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
         best = model.eval()(**inputs).logits[0, place].float().softmax(-1).topk(4)
@@ -427,17 +455,16 @@ def write_report(
         f"{config.hidden_size} wide, {config.num_attention_heads} heads, texts of up to "
         f"{config.max_position_embeddings} tokens, {config.vocab_size:,} word pieces."
     )
-    start = beginning(task_args, tune_args)
+    base, start = tune_args.base_model, beginning(task_args, tune_args)
     if fills_blanks:
         task = "fill-mask"
-        sections = {"": f"{about} It fills in blanks. {start}"}
+        sections = {"": f"{about} It fills in blanks. {start}".strip()}
         limits = "What it puts into a blank is likely, not true."
         if known:
-            sections["Guesses"] = guesses(model, tokenizer)
-            limits = (
-                "It has read few books, most of them of the 19th century, and has their "
-                f"prejudices. {limits}"
-            )
+            sections["Guesses"] = guesses(model, tokenizer, EXAMPLES[task_args.corpus])
+            limits = f"It has read {READ[task_args.corpus]}. {limits}"
+        if base:
+            limits += " What the model that it began with has read, it has read, too."
     else:
         task = "text-classification"
         sections = {
@@ -454,12 +481,13 @@ def write_report(
         run,
         title=f"{output_dir.name}: a small BERT",
         language="en" if known else None,
-        license="apache-2.0" if known else None,
+        license="other" if known else None,  # the Brown corpus is for non-commercial purposes
         pipeline_tag=task,
         task_name="Filling in blanks" if fills_blanks else "Text classification",
         split="validation" if fills_blanks else task_args.split,
         scores={name: LABELS[name] for name in {score: None, **run["metrics"]}},
         usage=USAGE[BLANKS if fills_blanks else "sentences"],
+        base_model=base if base and not Path(base).exists() else None,
         datasets=None if fills_blanks else ["nyu-mll/glue"],
         tags=["bert", task],
         sections={

@@ -35,7 +35,8 @@ def describe_model(model) -> str:
     return (
         f"A convolutional network of {model.num_parameters():,} parameters: a {first} "
         f"layer and {len(config.hidden_sizes)} groups of {config.depth} convolutions, "
-        f"{config.hidden_sizes} channels wide."
+        f"{config.hidden_sizes} channels wide, each with pooling over windows of "
+        f"{config.pool_size} x {config.pool_size}."
     )
 
 
