@@ -21,7 +21,6 @@ VARIANTS = {
     "pre-trained, LoRA of rank 8": ["--lora_rank=8", "--learning_rate=0.002"],
     "from random weights": ["--random_weights"],
 }
-MORE = {"sst2": {"pre-trained, but not on film reviews": ["--base_model=pretrained/bert"]}}
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
             "train_seconds": published["train_seconds"],
         }
     ]
-    for variant, flags in (VARIANTS | MORE.get(args.task, {})).items():
+    for variant, flags in VARIANTS.items():
         runs = [
             train(bert.main, ["--config", str(config), *flags, f"--seed={seed}"], updates)
             for seed in range(args.seeds)
