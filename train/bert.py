@@ -54,6 +54,10 @@ SCORES = {BLANKS: "masked_accuracy", "sst2": "accuracy", "cola": "matthews_corre
 # Of the held-out text, how many blocks the pseudo-perplexity is taken over, and how many copies of
 # one, each with another blank, are read at once.
 SCORED_BLOCKS, COPIES = 32, 63
+JUDGE = """from transformers import pipeline
+
+judge = pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)
+print(judge("{}"))"""
 USAGE = {
     BLANKS: """from transformers import pipeline
 
@@ -66,10 +70,8 @@ from sentence_transformers import SentenceTransformer
 
 encoder = SentenceTransformer("path/to/this/folder", trust_remote_code=True)
 vectors = encoder.encode(["an old man", "a storm at sea"], normalize_embeddings=True)""",
-    "sentences": """from transformers import pipeline
-
-judge = pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)
-print(judge("a film with a heart , and no head ."))""",
+    "sst2": JUDGE.format("a film with a heart , and no head ."),
+    "cola": JUDGE.format("The book was written by John."),
 }
 LABELS = {
     "masked_accuracy": "Blanks that are guessed right",
@@ -486,7 +488,7 @@ def write_report(
         task_name="Filling in blanks" if fills_blanks else "Text classification",
         split="validation" if fills_blanks else task_args.split,
         scores={name: LABELS[name] for name in {score: None, **run["metrics"]}},
-        usage=USAGE[BLANKS if fills_blanks else "sentences"],
+        usage=USAGE[task_args.task],
         base_model=base if base and not Path(base).exists() else None,
         datasets=None if fills_blanks else ["nyu-mll/glue"],
         tags=["bert", task],
