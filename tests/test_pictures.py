@@ -12,9 +12,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import ModelCard
 from PIL import Image as Pillow
-from safetensors.torch import load_file
 from test_recipe import assert_refused, interrupted_at
-from transformers import TrainerCallback, pipeline
+from transformers import pipeline
 
 from groundup.data_scripts.images import Augment, ImageBatches
 from groundup.train import cnn, pictures, resnet
@@ -33,14 +32,7 @@ TINY = [
 ]
 SCRIPTS = {
     "cnn": (cnn, ["--hidden_sizes", "26", "32", "--skip_easy=0.3"]),
-    "resnet": (
-        resnet,
-        [
-            *("--hidden_sizes", "8", "16", "--depths", "1", "1", "--embedding_size=8"),
-            # The mean of 24 updates' weights, of which a run that is resumed at 10 has seen 4.
-            "--average_last=0.8",
-        ],
-    ),
+    "resnet": (resnet, ["--hidden_sizes", "8", "16", "--depths", "1", "1", "--embedding_size=8"]),
 }
 
 
@@ -124,31 +116,6 @@ def test_a_stopped_run_ends_with_the_same_bits(finished, flags, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == (
         folder / "model.safetensors"
     ).read_bytes()
-
-
-def test_a_run_may_end_with_the_mean_of_its_weights(flags, tmp_path, monkeypatch):
-    seen = []
-
-    class Watch(TrainerCallback):
-        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-            seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
-
-    class Watched(pictures.PictureTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.add_callback(Watch())
-
-    monkeypatch.setattr(pictures, "PictureTrainer", Watched)
-    resnet.main(flags("resnet", tmp_path / "run"))
-    assert len(seen) == 30
-    saved = load_file(tmp_path / "run" / "model.safetensors")
-    for name, weight in seen[-1].items():
-        mean = torch.stack([weights[name] for weights in seen[-24:]]).mean(0)
-        torch.testing.assert_close(saved[name], mean, rtol=1e-5, atol=1e-6)
-        assert not torch.equal(saved[name], weight)
-    last = load_file(tmp_path / "run" / "checkpoint-30" / "model.safetensors")
-    assert all(torch.equal(last[name], weight) for name, weight in saved.items())
-    assert not (tmp_path / "run" / "checkpoint-30" / "weight_mean.safetensors").exists()
 
 
 def test_the_losses_that_choose_pictures_are_the_pictures_own(flags, tmp_path):

@@ -504,7 +504,6 @@ def test_nothing_to_score_is_said_rather_than_looked_for_on_the_hub(
         ("--save_only_model=true", "save_only_model"),
         ("--initializer_range=-1", "initializer_range"),
         ("--report_to=wandb", "wandb"),
-        ("--average_last=1.5", "average_last"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(flags, tmp_path, flag, word, capsys):
@@ -878,17 +877,6 @@ def test_fsdp_without_gpus_says_that_it_is_none(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     recipe.RunArguments(output_dir=str(tmp_path), use_cpu=True)
     assert "FSDP is for GPUs" in capsys.readouterr().out
-
-
-def test_sharded_weights_are_not_averaged(flags, tmp_path, monkeypatch, capsys):
-    post = recipe.Trainer.create_accelerator_and_postprocess
-
-    def sharded(self):
-        post(self)
-        self.is_fsdp_enabled = True
-
-    monkeypatch.setattr(recipe.Trainer, "create_accelerator_and_postprocess", sharded)
-    assert_refused(capsys, flags(tmp_path / "run", "--average_last=0.5"), "--average_last")
 
 
 # -------------------------------------------------------------------- processes of their own: slow

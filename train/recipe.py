@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from transformers import (
     HfArgumentParser,
     PreTrainedConfig,
@@ -37,7 +36,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from groundup.data_scripts.images import EpochSampler
 from groundup.data_scripts.pairs import LengthSampler
-from groundup.train.averaging import WeightMean
 from groundup.train.muon import Muon
 from groundup.train.publishing import publish
 
@@ -50,7 +48,6 @@ FREE = re.compile(
     r"|dataloader_(num|pin|pers|pre)|local)"
 )
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
-WEIGHT_MEAN = "weight_mean.safetensors"
 MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
 
 # ------------------------------------------------------------------------------------- arguments
@@ -77,24 +74,15 @@ class RunArguments(TrainingArguments):
     muon_momentum: float = field(
         default=0.95, metadata={"help": "Muon's momentum; short runs want less."}
     )
-    average_last: float = field(
-        default=0.0,
-        metadata={
-            "help": "End with the mean of the weights after the last updates, this share of all. "
-            "0: with the last weights."
-        },
-    )
     use_cache: bool = field(default=True, metadata={"help": "Saved models generate with a cache."})
 
     def __post_init__(self):
         for name in ("load_best_model_at_end", "resume_from_checkpoint", "save_only_model"):
             if getattr(self, name):
                 raise ValueError(
-                    f"--{name} is not for this project: a run ends with its last weights (or their "
-                    f"mean), and resumes by itself from its newest whole checkpoint"
+                    f"--{name} is not for this project: a run ends with its last weights, "
+                    f"and resumes by itself from its newest whole checkpoint"
                 )
-        if not 0 <= self.average_last <= 1:
-            raise ValueError(f"--average_last is {self.average_last}; give a share from 0 to 1")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("--push_to_hub needs to know where to: --hub_model_id user/name")
         # Publishing is `publishing.publish`: one commit of a whole folder, rather than Trainer's.
@@ -651,12 +639,6 @@ class RunTrainer(Trainer):
         except RuntimeError as error:  # --report_to names a package that is not installed
             raise ValueError(str(error)) from error
         self.stopwatch = Stopwatch()
-        self.weight_mean = None
-        if self.args.average_last:
-            if self.is_fsdp_enabled:
-                raise ValueError("sharded weights are not averaged: leave out --average_last")
-            self.weight_mean = WeightMean(self.args.average_last)
-            self.add_callback(self.weight_mean)
         self.add_callback(self.stopwatch)
         self._model_class = type(self.model)  # FSDP will make another of it
         self._staging = None
@@ -682,8 +664,6 @@ class RunTrainer(Trainer):
             if self.is_streaming:
                 place = (resume_from_checkpoint / self._place_file).read_text(encoding="utf-8")
                 self.train_dataset.load_state_dict(json.loads(place))
-            if self.weight_mean and (path := resume_from_checkpoint / WEIGHT_MEAN).exists():
-                self.weight_mean.load_state_dict(load_file(path))
             resume_from_checkpoint = str(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -771,9 +751,6 @@ class RunTrainer(Trainer):
         if self.is_streaming:
             place = json.dumps(self.train_dataset.state_dict())
             (Path(output_dir) / self._place_file).write_text(place, encoding="utf-8")
-        begun = self.weight_mean and self.weight_mean.count > 0
-        if begun and self.state.global_step < self.state.max_steps and self.args.should_save:
-            save_file(self.weight_mean.state_dict(), Path(output_dir) / WEIGHT_MEAN)
 
     def _issue_warnings_after_load(self, load_result):
         # A tied weight is saved once, under its other name: nothing is missing.

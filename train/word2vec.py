@@ -81,7 +81,7 @@ SCORED_ON = {
 IGNORED = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("muon_learning_rate", "muon_momentum", "average_last"),
+    *("muon_learning_rate", "muon_momentum"),
     *("label_smoothing_factor", "neftune_noise_alpha"),
     *("gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing"),
     *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "torch_compile", "use_cache"),
