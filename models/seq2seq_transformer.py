@@ -254,7 +254,9 @@ class Seq2SeqTransformerModel(Seq2SeqTransformerPreTrainedModel):
 
     def __init__(self, config: Seq2SeqTransformerConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # Padding is not learned, as in Pegasus; but where it ends a text, too, it is.
+        padding = None if config.pad_token_id == config.eos_token_id else config.pad_token_id
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding)
         self.encoder = Encoder(config, self.embed_tokens)
         self.decoder = Decoder(config, self.embed_tokens)
         self.post_init()

@@ -265,3 +265,12 @@ def test_wrong_inputs_are_refused():
     for empty in (inputs, {"input_ids": inputs["input_ids"][:, :0], "labels": inputs["labels"]}):
         with pytest.raises(ValueError, match=r"a source is empty .* leave it out"):
             model(**empty)
+
+
+def test_the_token_that_starts_and_ends_is_learned_though_it_is_padding_too():
+    ids = dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = make().config.to_dict() | ids | {"tie_word_embeddings": False}
+    model = Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerConfig.from_dict(config))
+    source = torch.tensor([[5, 9, 0]])
+    model(input_ids=source, labels=torch.tensor([[7, 8, 0]])).loss.backward()
+    assert model.model.embed_tokens.weight.grad[0].abs().sum() > 0
