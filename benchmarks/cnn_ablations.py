@@ -60,8 +60,8 @@ def main() -> None:
         )
         print(rows[-1])
     setting = (
-        f"{args.updates} updates each, on 45,000 pictures; scored on 5,000 others, mean of "
-        f"{args.seeds} seeds (standard error of one: 0.004)"
+        f"{args.updates} updates each, on 45,000 pictures; scored on 5,000 others, {args.seeds} "
+        f"seed{'s' * (args.seeds > 1)} (standard error of one: 0.004)"
     )
     content = {"metric": pictures.SCORE, "setting": setting, "rows": rows}
     write("cnn_fast_ablations", content)

@@ -1,4 +1,4 @@
-"""Film reviews, whole, for a language model that is to judge sentences of such reviews.
+"""Film reviews, whole, for a language model to read.
 
 2,000 reviews of a Usenet archive, 1.5 million words, in lower case and with spaces around
 punctuation (Pang and Lee 2004, "A Sentimental Education", polarity dataset 2.0). Whether a review

@@ -229,6 +229,10 @@ def test_what_a_user_can_get_wrong_is_said():
         model(input_ids=torch.ones(2, 3, dtype=torch.long), labels=torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"labels must be below 67.*there is 67"):
         BERTForMaskedLM(config)(torch.ones(1, 2, dtype=torch.long), labels=torch.tensor([[1, 67]]))
+    with pytest.raises(ValueError, match=r"not negative, but for -100; there is -1"):
+        BERTForMaskedLM(config)(
+            torch.ones(1, 2, dtype=torch.long), labels=torch.tensor([[-100, -1]])
+        )
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         BERTForMaskedLM(config)()
     with pytest.raises(ValueError, match="type_vocab_size is 0"):
@@ -605,7 +609,7 @@ def test_blanks_go_on_from_a_trained_model(go_on, finished, tmp_path):
         assert_close(ours[name], tensor, rtol=0, atol=1e-6)
     card = (folder / "README.md").read_text()
     assert f"began with the weights of `{finished.name}`" in card
-    assert "has read 1,800 film reviews" in card and "movie_reviews" in card
+    assert "has read 180 film reviews" in card and "movie_reviews" in card
 
 
 def test_blanks_do_not_go_on_from_what_has_none(go_on, task_flags, finished, tmp_path, capsys):
@@ -635,6 +639,8 @@ def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path):
     assert {guess["token_str"] for guess in best} < set(WORDS)
     run = bert.main(task_flags(tmp_path / "run"))
     assert run["metrics"]["accuracy"] > 0.9 and run["metrics"]["matthews_correlation"] > 0.8
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "split: validation" in card and "config: sst2" in card and "the commonest class" in card
     judge = pipeline("text-classification", str(tmp_path / "run"))
     labels = [answer["label"] for answer in judge(["he knew kings 1", "he had known wolves . 2"])]
     assert labels == ["positive", "negative"]
@@ -707,10 +713,12 @@ def test_a_mistake_is_one_line(flags, tmp_path, capsys, more, words):
 
 def test_a_task_needs_a_model_to_go_on_from(glue_dir, finished, tmp_path, capsys):
     common = ["--task", "sst2", "--data_dir", str(glue_dir), "--output_dir", str(tmp_path / "run")]
+    common += ["--eval_strategy", "no"]
     for more, words in (
         ([], "name it with --base_model"),
         (["--base_model", str(tmp_path)], "no model at"),
         (["--base_model", str(finished), "--random_weights", "--lora_rank=2"], "--lora_rank chan"),
+        (["--base_model", str(finished), "--eval_strategy=steps"], "give --split validation, or"),
     ):
         with pytest.raises(SystemExit):
             bert.main([*common, *more])

@@ -15,6 +15,7 @@ stop pretraining").
 """
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -73,9 +74,11 @@ vectors = encoder.encode(["an old man", "a storm at sea"], normalize_embeddings=
     "sst2": JUDGE.format("a film with a heart , and no head ."),
     "cola": JUDGE.format("The book was written by John."),
 }
+BEFORE = "masked_accuracy_before"  # training, of the model that it began with
+# As GLUE has them: its test labels are not public, and what is held out is of its training set.
+SCORED_SPLIT = {"test": "validation", "validation": "train"}
 LABELS = {
     "masked_accuracy": "Blanks that are guessed right",
-    "masked_accuracy_before": "The same, of the model that training began with",
     "nats_per_blank": "Loss, nats a blank",
     "pseudo_perplexity": "Pseudo-perplexity, per word piece",
     "accuracy": "Accuracy",
@@ -98,7 +101,7 @@ EXAMPLES = {
 # What the card says of what a model read, by corpus.
 READ = {
     "english": "few books, most of them of the 19th century, and has their prejudices",
-    "film_reviews": "1,800 film reviews of the nineties, and has their taste",
+    "film_reviews": "{number:,} film reviews of the nineties, and has their taste",
 }
 ModelArguments = recipe.model_arguments(BERTConfig, leave_out=["vocab_size"])
 
@@ -171,6 +174,12 @@ def check_choices(task_args, tune_args, args) -> None:
         )
     if task_args.random_weights and tune_args.lora_rank:
         raise ValueError("--lora_rank changes trained weights: leave out --random_weights")
+    scores_test = task_args.task != BLANKS and task_args.split == "test"
+    if args.eval_strategy != "no" and scores_test and not args.evaluate_only:
+        raise ValueError(
+            f"--eval_strategy {args.eval_strategy.value} would read the sentences that are scored "
+            f"in training: give --split validation, or --eval_strategy no"
+        )
     adapters.check_optimizer(tune_args, args)
 
 
@@ -180,11 +189,11 @@ def check_head(name: Path | str, fills_blanks: bool) -> None:
     Its head would be random.
     """
     wanted = BERTForMaskedLM if fills_blanks else BERTForSequenceClassification
-    (found,) = AutoConfig.from_pretrained(name).architectures
-    if found != wanted.__name__:
+    found = AutoConfig.from_pretrained(name).architectures or ["model without a head"]
+    if found != [wanted.__name__]:
         raise ValueError(
-            f"{name} holds a {found}, and this task needs a {wanted.__name__}: give the --config "
-            f"or the --task that it was trained with"
+            f"{name} holds a {found[0]}, and this task needs a {wanted.__name__}: name another, or "
+            f"the --config or --task that it was trained with"
         )
 
 
@@ -313,8 +322,7 @@ def main(argv=None):
         if tune_args.base_model:
             content = adapters.content_of(tune_args.base_model, BERTForMaskedLM)
             settings["base_model_content"] = content
-            if fills_blanks:
-                check_head(tune_args.base_model, fills_blanks)
+            check_head(tune_args.base_model, fills_blanks=True)
         checkpoint = recipe.prepare_folder(args, settings)
         if tune_args.base_model:
             tokenizer = AutoTokenizer.from_pretrained(tune_args.base_model)
@@ -330,6 +338,8 @@ def main(argv=None):
     if args.evaluate_only:
         check_head(output_dir, fills_blanks)
         model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
+        if not fills_blanks and list(model.config.id2label.values()) != CLASSES[task_args.task]:
+            raise ValueError(f"{output_dir} was not trained for --task {task_args.task}")
     elif fills_blanks:
         model = make_masked_model(tune_args, model_args, args.chosen, len(tokenizer))
     else:
@@ -362,7 +372,7 @@ def main(argv=None):
     trained = model.num_parameters(only_trainable=True)
     before = {}
     if fills_blanks and tune_args.base_model and not args.evaluate_only:
-        before = {f"{SCORES[BLANKS]}_before": trainer.scores()[SCORES[BLANKS]]}
+        before = {BEFORE: trainer.scores()[SCORES[BLANKS]]}
     if not args.evaluate_only:
         print(f"{trained:,} parameters to train; vocabulary {len(tokenizer):,}")
         trainer.train(checkpoint)
@@ -464,20 +474,30 @@ def write_report(
         limits = "What it puts into a blank is likely, not true."
         if known:
             sections["Guesses"] = guesses(model, tokenizer, EXAMPLES[task_args.corpus])
-            limits = f"It has read {READ[task_args.corpus]}. {limits}"
+            read = READ[task_args.corpus].format(number=len(dataset["train"]))
+            limits = f"It has read {read}. {limits}"
         if base:
             limits += " What the model that it began with has read, it has read, too."
+            sections[""] += (
+                f" That one guesses {run['metrics'][BEFORE]:.1%} of these blanks right, this one "
+                f"{run['metrics'][score]:.1%}."
+            )
     else:
         task = "text-classification"
+        scored = dataset[task_args.split]
+        always = max(Counter(scored["label"]).values()) / len(scored)
         sections = {
             "": f"{about} It judges sentences: {' or '.join(config.id2label.values())}. {start}",
-            "Errors": "The mistakes that it is surest of:\n\n"
-            + mistakes(model, tokenizer, dataset[task_args.split]),
+            "Errors": f"Who always says the commonest class is right {always:.1%} of the time. The "
+            f"mistakes that this model is surest of:\n\n{mistakes(model, tokenizer, scored)}",
         }
         limits = (
             "It has learned from single sentences of one kind; of others its probabilities mean "
             "little. Do not judge people or their work by it."
         )
+        if run["metrics"]["accuracy"] < always:
+            limits = f"It is right less often than who always says the commonest class. {limits}"
+    scores = {name: LABELS[name] for name in run["metrics"] if name != BEFORE}
     report.write_card(
         output_dir,
         run,
@@ -486,11 +506,12 @@ def write_report(
         license="other" if known else None,  # the Brown corpus is for non-commercial purposes
         pipeline_tag=task,
         task_name="Filling in blanks" if fills_blanks else "Text classification",
-        split="validation" if fills_blanks else task_args.split,
-        scores={name: LABELS[name] for name in {score: None, **run["metrics"]}},
+        split=SCORED_SPLIT[task_args.split] if not fills_blanks else "validation",
+        scores=scores,
         usage=USAGE[task_args.task],
         base_model=base if base and not Path(base).exists() else None,
         datasets=None if fills_blanks else ["nyu-mll/glue"],
+        scored_on={} if fills_blanks else {n: {"dataset_config": task_args.task} for n in scores},
         tags=["bert", task],
         sections={
             **sections,

@@ -43,7 +43,7 @@ def describe_model(model) -> str:
 @recipe.one_line_errors
 def main(argv=None):
     """A run, by the five steps of `pictures.run`. Returns what metrics.json holds."""
-    return pictures.run(argv, "cnn", ModelArguments, new_model, describe_model)
+    return pictures.run(argv, "cnn", CNNConfig, ModelArguments, new_model, describe_model)
 
 
 if __name__ == "__main__":

@@ -412,12 +412,13 @@ def write_report(
 # ------------------------------------------------------------------------------------- the run
 
 
-def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
+def run(argv, row: str, config_class, model_arguments, new_model, describe_model) -> dict:
     """Arguments, data, model, fit, report: a run of any picture classifier.
 
     Args:
         argv: flags, or None for those of the command line.
         row: name of the system and of its default config.
+        config_class: of the models that it makes.
         model_arguments: dataclass of the model's flags.
         new_model: (model arguments, `Pictures`) -> a model to train.
         describe_model: model -> what the card says that it is.
@@ -430,7 +431,7 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
         argv, row, PictureArguments, model_arguments, description="Trains a picture classifier."
     )
     output_dir = Path(args.output_dir)
-    recipe.check_scorable(args)
+    recipe.check_scorable(args, config_class)
     if args.eval_strategy != "no" and not picture_args.hold_out:
         raise ValueError(
             f"--eval_strategy {args.eval_strategy.value} would read the test pictures in training: "
@@ -476,7 +477,8 @@ def run(argv, row: str, model_arguments, new_model, describe_model) -> dict:
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
             about, log = describe_model(model), trainer.state.log_history
-            full_size = picture_args.small_epochs * len(trainer.get_train_dataloader())
+            batches = picture_args.small_epochs * len(trainer.get_train_dataloader())
+            full_size = batches // args.gradient_accumulation_steps
             if full_size >= trainer.state.max_steps:
                 print(f"all pictures were of {picture_args.small_size} pixels: no full size")
                 full_size = 0

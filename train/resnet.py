@@ -39,7 +39,7 @@ def describe_model(model) -> str:
 @recipe.one_line_errors
 def main(argv=None):
     """A run, by the five steps of `pictures.run`. Returns what metrics.json holds."""
-    return pictures.run(argv, "resnet", ModelArguments, new_model, describe_model)
+    return pictures.run(argv, "resnet", ResNetConfig, ModelArguments, new_model, describe_model)
 
 
 if __name__ == "__main__":
