@@ -56,6 +56,8 @@ class CNNConfig(PreTrainedConfig):
             of the num_channels * whitening_size^2 numbers that they see.
         hidden_sizes: channels of each group; each halves height and width.
         depth: convolutions of a group.
+        pool_size: side of the windows of which pooling takes the largest value, at every second
+            pixel; windows of 3 overlap.
         dirac_init: filters begin as the identity rather than at random.
         dropout: probability that a feature is left out in training, before the classifier.
         hidden_act: nonlinearity, a name in transformers' ACT2FN.
@@ -75,6 +77,7 @@ class CNNConfig(PreTrainedConfig):
     whitening_size: int = 2
     hidden_sizes: list[int] = (64, 256, 256)  # a tuple only as a default: made a list below
     depth: int = 2
+    pool_size: int = 2
     dirac_init: bool = True
     dropout: float = 0.0
     hidden_act: str = "gelu"
@@ -86,7 +89,9 @@ class CNNConfig(PreTrainedConfig):
         if isinstance(self.hidden_sizes, tuple):
             self.hidden_sizes = list(self.hidden_sizes)
         check_convolution_config(
-            self, sizes=("num_channels", "whitening_size", "depth"), lists=("hidden_sizes",)
+            self,
+            sizes=("num_channels", "whitening_size", "depth", "pool_size"),
+            lists=("hidden_sizes",),
         )
         if not self.logit_scale > 0:
             raise ValueError(f"logit_scale is {self.logit_scale}; it must be above 0")
@@ -156,11 +161,14 @@ class Group(nn.Module):
         )
         for conv in self.convs:
             conv.norm_follows = True  # so that the filters' size means nothing
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(config.pool_size, stride=2)
         self.act = activation(config.hidden_act)
 
     def forward(self, hidden_states):
-        """(batch, in_channels, y, x) -> (batch, out_channels, y // 2, x // 2)."""
+        """(batch, in_channels, y, x) -> (batch, out_channels, y', x').
+
+        y' = (y - pool_size) // 2 + 1, and x' likewise.
+        """
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             hidden_states = conv(hidden_states)
             if i == 0:
@@ -243,7 +251,10 @@ class CNNModel(CNNPreTrainedModel):
 
     def smallest_size(self) -> int:
         """The least height and width of a picture, in pixels, of which a grid of 1 x 1 is left."""
-        return 2 ** len(self.groups) + self.config.whitening_size - 1
+        size = 1
+        for _ in self.groups:
+            size = 2 * (size - 1) + self.config.pool_size
+        return size + self.config.whitening_size - 1
 
 
 class CNNForImageClassification(CNNPreTrainedModel):
