@@ -15,6 +15,7 @@ from side_by_side import large_product, profile, take_turns, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.data_scripts.images import EpochSampler, whole_batch
+from groundup.models.cnn import CNNConfig
 from groundup.train import cnn, pictures, recipe
 from groundup.train.muon import Muon
 
@@ -22,7 +23,11 @@ from groundup.train.muon import Muon
 def main() -> None:
     """Measures all and writes the figures."""
     _, picture_args, model_args, args = recipe.parse_arguments(
-        [], "cnn", pictures.PictureArguments, cnn.ModelArguments, description=__doc__
+        [],
+        "cnn",
+        pictures.PictureArguments,
+        recipe.model_arguments(CNNConfig),
+        description=__doc__,
     )
     data = pictures.load_pictures(picture_args, args.seed)
     model = cnn.new_model(model_args, data).to(memory_format=torch.channels_last)

@@ -634,13 +634,16 @@ def test_blanks_want_a_tokenizer_that_begins_as_ours(finished):
         specials_of(other)
 
 
-def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path):
+def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path, capsys):
     best = pipeline("fill-mask", str(finished))("the old [MASK] sat by a fire .", top_k=3)
     assert {guess["token_str"] for guess in best} < set(WORDS)
     run = bert.main(task_flags(tmp_path / "run"))
     assert run["metrics"]["accuracy"] > 0.9 and run["metrics"]["matthews_correlation"] > 0.8
     card = (tmp_path / "run" / "README.md").read_text()
     assert "split: validation" in card and "config: sst2" in card and "the commonest class" in card
+    with pytest.raises(SystemExit):
+        bert.main(task_flags(tmp_path / "run", "--task", "cola", "--evaluate_only"))
+    assert "was not trained for --task cola" in capsys.readouterr().err
     judge = pipeline("text-classification", str(tmp_path / "run"))
     labels = [answer["label"] for answer in judge(["he knew kings 1", "he had known wolves . 2"])]
     assert labels == ["positive", "negative"]

@@ -1193,7 +1193,7 @@ def test_without_a_second_model_bert_only_fills_in(served, sentiment):
     names = {found["api_name"] for found in components["dependencies"]}
     assert "fill" in names and "judge" not in names
     page = httpx.get(f"{served['bert']['url']}config").text
-    assert "right on **80.0%** of the test sentences of a test" in page
+    assert "right on **80.0%** of the validation sentences of a test" in page
     assert served["bert-no-sentiment"]["code"] == 2
     said = served["bert-no-sentiment"]["said"].strip().splitlines()[-1]
     assert said.startswith("cannot load the model nobody/nothing") and "SENTIMENT_MODEL_ID" in said

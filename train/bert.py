@@ -447,6 +447,32 @@ def beginning(task_args, tune_args) -> str:
     return f"Training began with {start}."
 
 
+def told_of_blanks(model, tokenizer, task_args, dataset) -> tuple[dict[str, str], str]:
+    """The sections of the card, and what the model is not good for."""
+    limits = "What it puts into a blank is likely, not true."
+    if task_args.text is not None:
+        return {}, limits
+    read = READ[task_args.corpus].format(number=len(dataset["train"]))
+    sections = {"Guesses": guesses(model, tokenizer, EXAMPLES[task_args.corpus])}
+    return sections, f"It has read {read}. {limits}"
+
+
+def told_of_sentences(model, tokenizer, scored, run) -> tuple[dict[str, str], str]:
+    """The same, of a model that judges the sentences in `scored`."""
+    always = max(Counter(scored["label"]).values()) / len(scored)
+    errors = (
+        f"Who always says the commonest class is right {always:.1%} of the time. The mistakes that "
+        f"this model is surest of:\n\n{mistakes(model, tokenizer, scored)}"
+    )
+    limits = (
+        "It has learned from single sentences of one kind; of others its probabilities mean "
+        "little. Do not judge people or their work by it."
+    )
+    if run["metrics"]["accuracy"] < always:
+        limits = f"It is right less often than who always says the commonest class. {limits}"
+    return {"Errors": errors}, limits
+
+
 def write_report(
     output_dir: Path, run: dict, model, tokenizer, log, task_args, tune_args, dataset
 ) -> None:
@@ -458,7 +484,6 @@ def write_report(
         adapters.save_adapter(model, tokenizer, output_dir)
         model = model.merge_and_unload()
     report.save_model(model, tokenizer, output_dir)
-    score = SCORES[task_args.task]
     lines = {"loss": "training, nats", "eval_loss": "scored, nats"}
     report.plot_loss(log, output_dir / "figures" / "loss.png", lines)
     config, fills_blanks, known = model.config, task_args.task == BLANKS, task_args.text is None
@@ -469,35 +494,17 @@ def write_report(
     )
     base, start = tune_args.base_model, beginning(task_args, tune_args)
     if fills_blanks:
-        task = "fill-mask"
-        sections = {"": f"{about} It fills in blanks. {start}".strip()}
-        limits = "What it puts into a blank is likely, not true."
-        if known:
-            sections["Guesses"] = guesses(model, tokenizer, EXAMPLES[task_args.corpus])
-            read = READ[task_args.corpus].format(number=len(dataset["train"]))
-            limits = f"It has read {read}. {limits}"
+        about = f"{about} It fills in blanks. {start}".strip()
+        sections, limits = told_of_blanks(model, tokenizer, task_args, dataset)
         if base:
+            before, after = run["metrics"][BEFORE], run["metrics"][SCORES[BLANKS]]
+            about += f" That one guesses {before:.1%} of these blanks right, this one {after:.1%}."
             limits += " What the model that it began with has read, it has read, too."
-            sections[""] += (
-                f" That one guesses {run['metrics'][BEFORE]:.1%} of these blanks right, this one "
-                f"{run['metrics'][score]:.1%}."
-            )
     else:
-        task = "text-classification"
-        scored = dataset[task_args.split]
-        always = max(Counter(scored["label"]).values()) / len(scored)
-        sections = {
-            "": f"{about} It judges sentences: {' or '.join(config.id2label.values())}. {start}",
-            "Errors": f"Who always says the commonest class is right {always:.1%} of the time. The "
-            f"mistakes that this model is surest of:\n\n{mistakes(model, tokenizer, scored)}",
-        }
-        limits = (
-            "It has learned from single sentences of one kind; of others its probabilities mean "
-            "little. Do not judge people or their work by it."
-        )
-        if run["metrics"]["accuracy"] < always:
-            limits = f"It is right less often than who always says the commonest class. {limits}"
+        about += f" It judges sentences: {' or '.join(config.id2label.values())}. {start}"
+        sections, limits = told_of_sentences(model, tokenizer, dataset[task_args.split], run)
     scores = {name: LABELS[name] for name in run["metrics"] if name != BEFORE}
+    task = "fill-mask" if fills_blanks else "text-classification"
     report.write_card(
         output_dir,
         run,
@@ -506,7 +513,7 @@ def write_report(
         license="other" if known else None,  # the Brown corpus is for non-commercial purposes
         pipeline_tag=task,
         task_name="Filling in blanks" if fills_blanks else "Text classification",
-        split=SCORED_SPLIT[task_args.split] if not fills_blanks else "validation",
+        split="validation" if fills_blanks else SCORED_SPLIT[task_args.split],
         scores=scores,
         usage=USAGE[task_args.task],
         base_model=base if base and not Path(base).exists() else None,
@@ -514,6 +521,7 @@ def write_report(
         scored_on={} if fills_blanks else {n: {"dataset_config": task_args.task} for n in scores},
         tags=["bert", task],
         sections={
+            "": about,
             **sections,
             "Training": "![loss](figures/loss.png)",
             "What it is not good for": limits,

@@ -13,7 +13,6 @@ from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.train import pictures, recipe
 
 WHITENING_PICTURES = 5000
-ModelArguments = recipe.model_arguments(CNNConfig)
 
 
 def new_model(model_args, data: pictures.Pictures) -> CNNForImageClassification:
@@ -43,7 +42,7 @@ def describe_model(model) -> str:
 @recipe.one_line_errors
 def main(argv=None):
     """A run, by the five steps of `pictures.run`. Returns what metrics.json holds."""
-    return pictures.run(argv, "cnn", CNNConfig, ModelArguments, new_model, describe_model)
+    return pictures.run(argv, "cnn", CNNConfig, new_model, describe_model)
 
 
 if __name__ == "__main__":

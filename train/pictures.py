@@ -412,14 +412,13 @@ def write_report(
 # ------------------------------------------------------------------------------------- the run
 
 
-def run(argv, row: str, config_class, model_arguments, new_model, describe_model) -> dict:
+def run(argv, row: str, config_class, new_model, describe_model) -> dict:
     """Arguments, data, model, fit, report: a run of any picture classifier.
 
     Args:
         argv: flags, or None for those of the command line.
         row: name of the system and of its default config.
-        config_class: of the models that it makes.
-        model_arguments: dataclass of the model's flags.
+        config_class: of the models that it makes; its settings are flags.
         new_model: (model arguments, `Pictures`) -> a model to train.
         describe_model: model -> what the card says that it is.
 
@@ -428,7 +427,11 @@ def run(argv, row: str, config_class, model_arguments, new_model, describe_model
     """
     # 1. Arguments
     config_name, picture_args, model_args, args = recipe.parse_arguments(
-        argv, row, PictureArguments, model_arguments, description="Trains a picture classifier."
+        argv,
+        row,
+        PictureArguments,
+        recipe.model_arguments(config_class),
+        description="Trains a picture classifier.",
     )
     output_dir = Path(args.output_dir)
     recipe.check_scorable(args, config_class)

@@ -13,8 +13,6 @@ from dataclasses import asdict
 from groundup.models.resnet import ResNetConfig, ResNetForImageClassification
 from groundup.train import pictures, recipe
 
-ModelArguments = recipe.model_arguments(ResNetConfig)
-
 
 def new_model(model_args, data: pictures.Pictures) -> ResNetForImageClassification:
     """A model with random weights."""
@@ -39,7 +37,7 @@ def describe_model(model) -> str:
 @recipe.one_line_errors
 def main(argv=None):
     """A run, by the five steps of `pictures.run`. Returns what metrics.json holds."""
-    return pictures.run(argv, "resnet", ResNetConfig, ModelArguments, new_model, describe_model)
+    return pictures.run(argv, "resnet", ResNetConfig, new_model, describe_model)
 
 
 if __name__ == "__main__":

@@ -365,7 +365,7 @@ def build(
             )
         else:
             knows = f"says {' or '.join(f'**{name}**' for name in judge.names)}"
-            line = facts(judge, judge_source, knows, "accuracy", "test sentences")
+            line = facts(judge, judge_source, knows, "accuracy", "validation sentences")
             gr.Markdown(line, elem_classes="facts")
             judging(judge)
             about += ABOUT_SENTIMENT
