@@ -9,10 +9,9 @@ results/benchmarks/bert_<task>_ablations.json, which the card of that run shows.
 
 import argparse
 import json
-import statistics
 
 import yaml
-from side_by_side import train, write
+from side_by_side import ablate, write
 
 from groundup import results
 from groundup.train import bert, recipe
@@ -34,32 +33,16 @@ def main() -> None:
     updates = yaml.safe_load(config.read_text(encoding="utf-8"))["max_steps"]
     published = json.loads((results.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     scores = published["metrics"][score]
-    rows = [
-        {
-            "variant": "pre-trained, all weights (published)",
-            "score": scores["mean"],
-            "values": scores["values"],
-            "updates": updates,
-            "train_seconds": published["train_seconds"],
-        }
-    ]
-    for variant, flags in VARIANTS.items():
-        runs = [
-            train(bert.main, ["--config", str(config), *flags, f"--seed={seed}"], updates)
-            for seed in range(args.seeds)
-        ]
-        values = [run["metrics"][score] for run in runs]
-        rows.append(
-            {
-                "variant": variant,
-                "score": statistics.mean(values),
-                "values": values,
-                "updates": updates,
-                "train_seconds": [run["train_seconds"] for run in runs],
-            }
-        )
-        print(rows[-1])
-    setting = f"mean of {args.seeds} seeds on {runs[0]['data']['name']}"
+    row = {
+        "variant": "pre-trained, all weights (published)",
+        "score": scores["mean"],
+        "values": scores["values"],
+        "updates": updates,
+        "train_seconds": published["train_seconds"],
+    }
+    fixed = ["--config", str(config)]
+    rows = [row, *ablate(bert.main, fixed, VARIANTS, score, updates, args.seeds)]
+    setting = f"mean of {args.seeds} seeds on {published['data']['name']}"
     write(f"{name}_ablations", {"metric": score, "setting": setting, "rows": rows})
 
 

@@ -8,9 +8,8 @@ results/benchmarks/cnn_fast_ablations.json, which the card of that run shows.
 """
 
 import argparse
-import statistics
 
-from side_by_side import train, write
+from side_by_side import ablate, write
 
 from groundup.train import cnn, pictures, recipe
 
@@ -42,23 +41,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=180)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
-    rows = []
-    for name, flags in VARIANTS.items():
-        runs = [
-            train(cnn.main, [*FIXED, *flags, f"--seed={seed}"], args.updates)
-            for seed in range(args.seeds)
-        ]
-        values = [run["metrics"][pictures.SCORE] for run in runs]
-        rows.append(
-            {
-                "variant": name,
-                "score": statistics.mean(values),
-                "values": values,
-                "updates": args.updates,
-                "train_seconds": [run["train_seconds"] for run in runs],
-            }
-        )
-        print(rows[-1])
+    rows = ablate(cnn.main, FIXED, VARIANTS, pictures.SCORE, args.updates, args.seeds)
     setting = (
         f"{args.updates} updates each, on 45,000 pictures; scored on 5,000 others, {args.seeds} "
         f"seed{'s' * (args.seeds > 1)} (standard error of one: 0.004)"

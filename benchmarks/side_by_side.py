@@ -37,6 +37,39 @@ def train(main: Callable[[list[str]], dict], flags: list[str], updates: int) -> 
         return main([*flags, *fixed])
 
 
+def ablate(
+    main: Callable[[list[str]], dict],
+    fixed: list[str],
+    variants: dict[str, list[str]],
+    score: str,
+    updates: int,
+    seeds: int,
+) -> list[dict]:
+    """Trains variants of one config, each with some seeds: a row of an ablation's table for each.
+
+    Args:
+        main: of a training script.
+        fixed: flags of all.
+        variants: what each is called -> its own flags.
+        score: name of the metric.
+    """
+    rows = []
+    for name, flags in variants.items():
+        runs = [train(main, [*fixed, *flags, f"--seed={i}"], updates) for i in range(seeds)]
+        values = [run["metrics"][score] for run in runs]
+        rows.append(
+            {
+                "variant": name,
+                "score": statistics.mean(values),
+                "values": values,
+                "updates": updates,
+                "train_seconds": [run["train_seconds"] for run in runs],
+            }
+        )
+        print(rows[-1])
+    return rows
+
+
 def large_product() -> float:
     """FLOP/s of a large bf16 product on this machine: what a training step can hope for."""
     a = torch.randn(4096, 1024, dtype=torch.bfloat16)

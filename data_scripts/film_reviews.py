@@ -15,6 +15,7 @@ Run it to see what it holds: `python data_scripts/film_reviews.py`.
 """
 
 import argparse
+import contextlib
 import zipfile
 from pathlib import Path
 
@@ -71,15 +72,11 @@ def load_film_reviews(data_dir: str | Path | None = None) -> DatasetDict:
 
 def _find_file(data_dir: str | Path | None) -> Path:
     """The table or the archive, whichever is there."""
-    missing = not_found(NAME, [f"{TABLE} or {ARCHIVE}"])
     for name in (TABLE, ARCHIVE):
-        try:
-            folder = find_local(NAME, [name], data_dir)
-        except DataNotFound as error:
-            folder, missing = None, error
-        if folder is not None:
-            return folder / name
-    raise missing
+        with contextlib.suppress(DataNotFound):  # which would name this file alone
+            if (folder := find_local(NAME, [name], data_dir)) is not None:
+                return folder / name
+    raise not_found(NAME, [f"{TABLE} or {ARCHIVE}"])
 
 
 def _read_archive(path: Path) -> list[tuple[str, str]]:

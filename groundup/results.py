@@ -243,7 +243,8 @@ def table(results: list[dict]) -> str:
             f"[`{result['config']}`](configs/{result['config']}.yaml)",
             result["data"]["name"],
             f"{', '.join(scores)} ({seeds} seed{'s' * (seeds > 1)})",
-            f"{statistics.mean(result['train_seconds']):.0f} s",
+            f"{statistics.mean(result['train_seconds']):.0f} s"
+            f"{' of one core' * (result['hardware']['cores'] == 1)}",
             f"{max(result['peak_memory_bytes']) / 2**30:.2f} GiB",
             ", ".join(reached),
             bar["anchor"],

@@ -471,7 +471,7 @@ def test_film_reviews_are_cut_by_their_numbers(tmp_path):
 
 
 def test_film_reviews_that_are_broken_or_missing_are_said(tmp_path):
-    with pytest.raises(DataNotFound, match="holds no"):
+    with pytest.raises(DataNotFound, match=r"put train.parquet or movie_reviews.zip into"):
         load_film_reviews(tmp_path)
     (tmp_path / "movie_reviews.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is damaged, or no archive"):

@@ -25,7 +25,6 @@ TINY = [
     "--warmup_steps=0",
     "--bf16=false",
     "--per_device_train_batch_size=20",
-    "--eval_steps=15",
     "--save_steps=10",
     "--logging_steps=5",
     "--disable_tqdm=true",
@@ -187,8 +186,10 @@ def test_scores_of_views_are_averaged():
     [
         (["--dataset=mnist"], ["cifar10 or cifar100"]),
         (["--hold_out=120"], ["cannot be held out"]),
-        (["--flip=sideways"], ["none, random, alternating"]),
-        (["--label_smoothing=1.5"], ["label_smoothing is 1.5"]),
+        # Said before any data is looked for:
+        (["--flip=sideways", "--data_dir=nowhere"], ["none, random, alternating"]),
+        (["--label_smoothing=1.5", "--data_dir=nowhere"], ["label_smoothing is 1.5"]),
+        (["--hidden_sizes", "0", "--data_dir=nowhere"], ["hidden_sizes is [0]"]),
         (["--data_dir=nowhere"], ["nowhere"]),
         (["--eval_strategy=steps"], ["would read the test pictures", "--hold_out 5000"]),
     ],

@@ -199,6 +199,17 @@ def test_values_of_the_file_get_their_type(yaml_file, line, value):
     assert found == value and type(found) is type(value)
 
 
+def test_whoever_says_how_often_to_save_gets_it_whatever_the_config_says(yaml_file):
+    never = yaml_file('save_strategy: "no"\neval_strategy: epoch\nsave_steps: 9')
+    args = parse("--config", never)[-1]
+    assert (args.save_strategy, args.eval_strategy) == ("no", "epoch")
+    args = parse("--config", never, "--save_steps", "5", "--eval-steps=2")[-1]
+    assert (args.save_strategy, args.save_steps) == ("steps", 5)
+    assert (args.eval_strategy, args.eval_steps) == ("steps", 2)
+    args = parse("--config", never, "--save_steps=5", "--save_strategy=epoch")[-1]
+    assert args.save_strategy == "epoch"
+
+
 def test_a_list_is_a_flag_and_a_line_of_yaml(yaml_file):
     """The stages of a ResNet; and it has no attention, whose kernel could be chosen."""
     arguments = recipe.model_arguments(ResNetConfig)
@@ -231,8 +242,13 @@ def test_hyphens_are_underscores_and_equals_signs_are_spaces(yaml_file):
         (["--max_step", "3"], ["unknown flag: --max_step;", "--max_steps?"]),  # no abbreviation
         (["--max_steps", "many"], ["--max_steps", "many"]),
         (["--max_steps", "1.5"], ["--max_steps", "1.5"]),
+        (["--max_steps", "0"], ["trains nothing", "--max_steps"]),
+        (["--max_steps", "-1", "--num_train_epochs", "0"], ["trains nothing", "--max_steps"]),
+        (["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size is 0"]),
+        (["--gradient_accumulation_steps", "-1"], ["--gradient_accumulation_steps is -1"]),
         (["--bf16", "ture"], ["--bf16", "ture", "true/false"]),
         (["--lr_scheduler_type", "cosinus"], ["--lr_scheduler_type", "cosinus", "cosine"]),
+        (["--config", str(recipe.CONFIGS / "cnn.yaml")], ["cnn.yaml is for another script"]),
         (["--config", "no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
         (["--config=no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
         (["--config"], ["--config needs the path of a YAML file"]),

@@ -653,7 +653,7 @@ def test_what_cannot_be_trained_on_is_one_line(flags, capsys, tmp_path):
         ("--hidden_size", "-3"): ["hidden_size is -3"],
         ("--cell_type", "LSTM"): ["must be one of rnn, gru, lstm"],
         ("--block_size", "0"): ["block_size is 0; a block has at least 1 token"],
-        ("--per_device_train_batch_size", "0"): ["batch size is 0"],
+        ("--per_device_train_batch_size", "0"): ["per_device_train_batch_size is 0"],
         ("--max_steps", "0"): ["set --max_steps"],
         ("--dataset", "bible"): ["--dataset bible is unknown"],
         ("--prompt", "a\N{SNOWMAN} k\t"): ["--prompt has characters", "know: \N{SNOWMAN}; give"],

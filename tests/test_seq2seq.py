@@ -581,7 +581,7 @@ def test_batches_have_rows_of_about_one_length():
 
 # ------------------------------------------------------------------------------------------ a run
 
-WORDS = [("Hund", "dog"), ("Mann", "man"), ("Frau", "woman"), ("Ball", "ball"), ("Haus", "house")]
+NOUNS = [("Hund", "dog"), ("Mann", "man"), ("Frau", "woman"), ("Ball", "ball"), ("Haus", "house")]
 TINY = """
 tokenizer_vocab_size: 300
 hidden_size: 96
@@ -601,7 +601,7 @@ disable_tqdm: true
 def flags(tmp_path_factory):
     """`flags(folder, *more)`: the flags of a tiny run into this folder: two nouns a sentence."""
     files = tmp_path_factory.mktemp("files")
-    pairs = [(f"Ein {a}, ein {b}.", f"A {x}, a {y}.") for a, x in WORDS for b, y in WORDS]
+    pairs = [(f"Ein {a}, ein {b}.", f"A {x}, a {y}.") for a, x in NOUNS for b, y in NOUNS]
     both = ["\n".join(lines) for lines in zip(*pairs, strict=True)]
     changed = {
         f"{file}_{language}": text
@@ -642,12 +642,15 @@ def test_a_run_learns_to_translate_and_leaves_what_it_should(finished):
     }
     run = json.loads((finished / "metrics.json").read_text())
     # Whoever does not read the source can do no better than to write one sentence for all.
-    right = [f"A {x}, a {y}." for _, x in WORDS for _, y in WORDS]
+    right = [f"A {x}, a {y}." for _, x in NOUNS for _, y in NOUNS]
     blind = max(
         BLEU().compute(predictions=[guess] * len(right), references=right)["bleu"]
         for guess in right
     )
     assert run["metrics"]["bleu"] > 90 and blind < 40
+    # `generate` without arguments writes as the score was written.
+    written = json.loads((finished / "generation_config.json").read_text())
+    assert (written["num_beams"], written["max_new_tokens"]) == (2, 24)
     card = (finished / "README.md").read_text()
     assert "| Ein Hund, ein Hund. | A dog, a dog. |" in card and BLEU_SIGNATURE in card
     assert "from de to en, with 2 beams" in card and "bentrevett/multi30k" in card
@@ -717,8 +720,8 @@ def test_a_run_on_characters_learns_numbers_that_it_has_not_seen(
     card = (tmp_path / "run" / "README.md").read_text()
     row = load_number_words()["test"][0]
     assert f"| {row['source']} | {row['target']} |" in card
-    wrong = re.search(r"(\d+) of 12 are not what they should be", card)[1]
-    assert int(wrong) == round(12 * (1 - run["metrics"]["exact_match"]))
+    right = re.search(r"(\d+) of 12 are right", card)[1]
+    assert int(right) == round(12 * run["metrics"]["exact_match"])
     assert "license: apache-2.0" in card and "with 1 beam." in card
     again = seq2seq.main(character_flags("number_words", "--evaluate_only"))
     assert again["metrics"] == run["metrics"]
@@ -745,7 +748,7 @@ def test_a_run_on_pig_latin_and_without_attention(toy_pig_latin, character_flags
     assert run["metrics"] == {"exact_match": 0.0}
     assert not (tmp_path / "run" / "figures" / "attention.png").exists()
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "4 of 4 are not what they should be" in card
+    assert "0 of 4 are right" in card
     assert "GRUs, 1 layer each, 64 wide, without attention" in card
 
 
@@ -767,10 +770,10 @@ def test_waves_may_count_the_words_of_pig_latin(toy_pig_latin, character_flags, 
 
 
 def test_a_card_without_mistakes_has_no_table_of_them():
-    assert seq2seq.mistakes(["a"], ["away"], ["away"]).startswith("0 of 1 are not")
+    assert seq2seq.mistakes(["a"], ["away"], ["away"]) == "1 of 1 are right, to the last character."
     found = seq2seq.mistakes(["a", "b", "c"], ["away", ["bay", "B"], "cay"], ["awa", "B", "x|y"])
     lines = found.splitlines()
-    assert lines[0].startswith("2 of 3 are not")
+    assert lines[0].startswith("1 of 3 are right")
     assert lines[-2:] == ["| c | cay | x y |", "| a | away | awa |"]  # the farthest first
 
 

@@ -55,10 +55,11 @@ SCORES = {BLANKS: "masked_accuracy", "sst2": "accuracy", "cola": "matthews_corre
 # Of the held-out text, how many blocks the pseudo-perplexity is taken over, and how many copies of
 # one, each with another blank, are read at once.
 SCORED_BLOCKS, COPIES = 32, 63
+JUDGED_AT_ONCE = 64
 JUDGE = """from transformers import pipeline
 
 judge = pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)
-print(judge("{}"))"""
+print(judge("{}", truncation=True))"""
 USAGE = {
     BLANKS: """from transformers import pipeline
 
@@ -420,12 +421,12 @@ def guesses(model, tokenizer, examples) -> str:
 def mistakes(model, tokenizer, sentences, number: int = 8) -> str:
     """The sentences of whose wrong class a model is surest, as Markdown."""
     wrong, names = [], model.config.id2label
-    for row in sentences:
-        inputs = tokenizer(row["text"], truncation=True, return_tensors="pt").to(model.device)
-        probabilities = model.eval()(**inputs).logits[0].float().softmax(-1)
-        guess = int(probabilities.argmax())
-        if guess != row["label"]:
-            wrong.append((float(probabilities[guess]), names[guess], row["text"]))
+    for rows in sentences.iter(JUDGED_AT_ONCE):
+        inputs = tokenizer(rows["text"], truncation=True, padding=True, return_tensors="pt")
+        probabilities = model.eval()(**inputs.to(model.device)).logits.float().softmax(-1)
+        sure, guessed = (found.tolist() for found in probabilities.max(-1))
+        judged = zip(sure, guessed, rows["label"], rows["text"], strict=True)
+        wrong += [(p, names[guess], text) for p, guess, label, text in judged if guess != label]
     lines = ["| taken for | | |", "|---|---|---|"]
     lines += [
         f"| {name} | {sure:.0%} | {text.replace('|', ' ')} |"

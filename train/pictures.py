@@ -79,6 +79,24 @@ class PictureArguments:
             raise ValueError(f"--skip_easy is {self.skip_easy}; give a share from 0 to 0.5")
         if self.skip_easy and self.mixup_alpha:
             raise ValueError("--skip_easy needs each picture's own loss: leave out --mixup_alpha")
+        self.augment([0.5], [0.5], num_classes=2, seed=0)  # refuses what cannot be, before any data
+
+    def augment(self, mean, std, num_classes: int, seed: int) -> Augment:
+        """What is done to pictures to train on; arguments as of `Augment`."""
+        return Augment(
+            mean,
+            std,
+            flip=self.flip,
+            crop_padding=self.crop_padding,
+            cutout_size=self.cutout_size,
+            mixup_alpha=self.mixup_alpha,
+            label_smoothing=self.label_smoothing,
+            small_size=self.small_size,
+            small_epochs=self.small_epochs,
+            num_classes=num_classes,
+            channels_last=True,
+            seed=seed,
+        )
 
 
 @dataclass
@@ -140,20 +158,7 @@ def load_pictures(
             f"--cutout_size {arguments.cutout_size} blanks out pictures of {width} x {height} "
             f"whole: give less"
         )
-    augment = Augment(
-        mean,
-        std,
-        flip=arguments.flip,
-        crop_padding=arguments.crop_padding,
-        cutout_size=arguments.cutout_size,
-        mixup_alpha=arguments.mixup_alpha,
-        label_smoothing=arguments.label_smoothing,
-        small_size=arguments.small_size,
-        small_epochs=arguments.small_epochs,
-        num_classes=len(names),
-        channels_last=True,
-        seed=seed,
-    )
+    augment = arguments.augment(mean, std, len(names), seed)
     plain = Augment(mean, std, channels_last=True)
     if arguments.hold_out:
         kept, held = held_out(labels, arguments.hold_out)

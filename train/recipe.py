@@ -87,6 +87,7 @@ class RunArguments(TrainingArguments):
             raise ValueError("--push_to_hub needs to know where to: --hub_model_id user/name")
         # Publishing is `publishing.publish`: one commit of a whole folder, rather than Trainer's.
         self.publish, self.push_to_hub = self.push_to_hub, False
+        self._check_counts()
         self.settings = None  # `prepare_folder` fills this in, `begin` writes it down
         self.chosen = set()  # flags that the user gave, or the config that the user named
         # Trainer allows bf16 on a CPU only where it is told that the CPU is meant.
@@ -95,11 +96,23 @@ class RunArguments(TrainingArguments):
         if self.use_cpu and os.environ.get("ACCELERATE_USE_FSDP") and self.process_index == 0:
             print("FSDP is for GPUs: on this CPU each process has the whole model, as with DDP")
 
+    def _check_counts(self):
+        if self.max_steps == 0 or self.max_steps < 0 >= self.num_train_epochs:
+            raise ValueError("a run of no updates trains nothing: set --max_steps to at least 1")
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+
 
 # The few of TrainingArguments' 120 fields that `--help` shows; all of them are flags.
 SHOWN = {
     "output_dir": "Folder of the run (default: runs/<name of the config>).",
-    "max_steps": "How many updates.",
+    "max_steps": "How many updates; -1: num_train_epochs passes.",
+    "num_train_epochs": "Passes over the data, where max_steps is -1.",
     "learning_rate": "The highest rate, after warm-up.",
     "lr_scheduler_type": "Shape of the rate after warm-up: cosine, linear, constant, ...",
     "warmup_steps": "Updates (or, below 1, the share of them) until the rate is at its highest.",
@@ -129,6 +142,10 @@ def model_arguments(config_class, leave_out=()):
     """
     helps = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", config_class.__doc__ or "", re.M))
     fields = []
+
+    def check(arguments):
+        config_class(**dataclasses.asdict(arguments))  # before any data is read
+
     for name, kind in config_class.__annotations__.items():
         if name.endswith(("_token_id", "_token_ids")) or name in ("use_cache", *leave_out):
             continue
@@ -140,7 +157,8 @@ def model_arguments(config_class, leave_out=()):
     if hasattr(config_class, "num_attention_heads"):
         kernel = {"help": "How attention is computed: eager or sdpa."}
         fields.append(("attn_implementation", str, field(default="sdpa", metadata=kernel)))
-    return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)
+    name = f"{config_class.__name__}Arguments"
+    return dataclasses.make_dataclass(name, fields, namespace={"__post_init__": check})
 
 
 class OnePage(argparse.HelpFormatter):
@@ -171,7 +189,7 @@ class Parser(HfArgumentParser):
         for kind in dataclass_types:
             if kind is not RunArguments:
                 shown |= {f.name for f in dataclasses.fields(kind)}
-        shown |= set(RunArguments.__annotations__) | {"help", "config"}
+        shown |= set(RunArguments.__annotations__) - {"use_cache"} | {"help", "config"}
         for action in self._actions:
             if action.dest not in shown or action.option_strings[0].startswith("--no_"):
                 action.help = argparse.SUPPRESS
@@ -200,13 +218,22 @@ class Parser(HfArgumentParser):
             self._refuse(unknown[0].split("=")[0], "flag", "--")
         if namespace.output_dir is None:
             namespace.output_dir = str(Path("runs") / config.stem)
+        given = self._given(argv)
+        for what in ("save", "eval"):
+            # Whoever says how often wants it, whatever the config says of when.
+            if f"{what}_steps" in given and f"{what}_strategy" not in given:
+                setattr(namespace, f"{what}_strategy", "steps")
         filled = []
         for kind in self.dataclass_types:
             names = {f.name for f in dataclasses.fields(kind) if f.init}
             filled.append(kind(**{k: v for k, v in vars(namespace).items() if k in names}))
-        chosen = argv + (flags if self._config_of(argv) else [])
-        filled[-1].chosen = {a[2:].partition("=")[0] for a in chosen if a.startswith("--")}
+        filled[-1].chosen = given | (self._given(flags) if self._config_of(argv) else set())
         return (config.stem, *filled)
+
+    @staticmethod
+    def _given(argv: list[str]) -> set[str]:
+        """The names of the flags among some arguments."""
+        return {a[2:].partition("=")[0] for a in argv if a.startswith("--")}
 
     @staticmethod
     def _config_of(argv: list[str]) -> Path | None:
@@ -220,8 +247,8 @@ class Parser(HfArgumentParser):
 
     def _flags_of(self, path: Path) -> list[str]:
         if not path.is_file():
-            have = ", ".join(sorted(str(p) for p in CONFIGS.glob("*.yaml")))
-            raise ValueError(f"there is no config {path}; these are: {have}")
+            have = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
+            raise ValueError(f"there is no config {path}; in {CONFIGS.name}/ there are: {have}")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
@@ -230,6 +257,8 @@ class Parser(HfArgumentParser):
             raise ValueError(f"{path} must hold lines of `key: value`")
         flags = []
         for key, value in values.items():
+            if key not in self._names() and path.resolve().parent == CONFIGS.resolve():
+                raise ValueError(f"{path} is for another script: this one has no setting {key}")
             if key not in self._names():
                 self._refuse(str(key), f"key in {path}")
             if isinstance(value, list):

@@ -125,7 +125,10 @@ def plot_loss(
         axes.axvline(step, color="gray", linestyle=":", label=label)
     axes.set(xlabel=xlabel, ylabel="loss")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    else:
+        axes.set_title("no losses were logged: fewer updates than --logging_steps")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -156,7 +159,7 @@ def write_card(
     sections: dict[str, str],
     usage: str,
     tags: list[str],
-    language: str | None = None,
+    language: str | list[str] | None = None,
     license: str | None = None,
     split: str = "validation",
     base_model: str | None = None,

@@ -35,7 +35,7 @@ path = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=True)
 inputs = tokenizer(["{example}"], return_tensors="pt")
-written = model.generate(**inputs, num_beams={num_beams}, max_new_tokens={max_new_tokens})
+written = model.generate(**inputs)
 print(tokenizer.batch_decode(written, skip_special_tokens=True))"""
 
 
@@ -200,6 +200,10 @@ def train(argv, system: str, config_class, model_class) -> dict:
         if pair_args.separators:
             values["separator_token_ids"] = separator_ids(tokenizer, pair_args.separators)
         model = model_class(config_class(**values))
+        # So that `generate` writes as the score was written, wherever the model is loaded.
+        model.generation_config.update(
+            num_beams=pair_args.num_beams, max_new_tokens=pair_args.max_new_tokens
+        )
 
     # 4. Fit
     trainer = recipe.RunTrainer(
@@ -300,11 +304,12 @@ def mistakes(sources, answers, written, number: int = 8) -> str:
         for answer, text in zip(answers, written, strict=True)
     ]
     wrong = sorted((i for i, error in enumerate(errors) if error), key=lambda i: -errors[i])
-    said = f"{len(wrong):,} of {len(written):,} are not what they should be, to the last character."
+    right = len(written) - len(wrong)
+    said = f"{right:,} of {len(written):,} are right, to the last character."
     if not wrong:
         return said
     worst = table(sources, answers, written, wrong[:number])
-    return f"{said} The farthest from it:\n\n{worst}"
+    return f"{said} Of the others, the farthest from it:\n\n{worst}"
 
 
 def write_report(output_dir, run, model, tokenizer, log, pair_args, told) -> None:
@@ -338,7 +343,7 @@ def write_report(output_dir, run, model, tokenizer, log, pair_args, told) -> Non
         output_dir,
         run,
         title=f"{output_dir.name}: {task.title} by seq2seq",
-        language=task.language.format(**values),
+        language=[language.format(**values) for language in task.languages],
         license=task.license,
         pipeline_tag="translation",
         task_name=task.task_name,

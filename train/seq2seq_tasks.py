@@ -42,7 +42,7 @@ class Task:
         scores: name of each figure of the metric -> what cards call it; the first is the score.
         title, task_name, tags: what a card calls it.
         about: goes on after "It"; a field such as {target_language} is an argument.
-        language: that of the card, which may be a field too.
+        languages: those of the card, which may be fields too.
         limits: what a model is not good for.
         answers: of a split, the sources and, in their order, the right targets: one text each, or
             a list where several are right.
@@ -61,7 +61,7 @@ class Task:
     tags: tuple[str, ...]
     about: str
     limits: str
-    language: str = "en"
+    languages: tuple[str, ...] = ("en",)
     answers: Callable[[Dataset], tuple[list[str], list]] = one_answer
     license: str = "apache-2.0"
     hub: str | None = None
@@ -83,7 +83,7 @@ TASKS = {
         about="translates descriptions of photographs from {source_language} to {target_language}",
         limits="It knows descriptions of photographs, a dozen words long, and no other text. What "
         "it does not know it makes up.",
-        language="{target_language}",
+        languages=("{source_language}", "{target_language}"),
         license="other",  # the data is for non-commercial research
         hub="bentrevett/multi30k",
         note=f"BLEU's signature: `{BLEU_SIGNATURE}`.",
