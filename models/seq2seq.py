@@ -14,6 +14,8 @@ attention-based neural machine translation"):
       -> context  c = sum of a e                               (batch, target, 2 * hidden_size)
       -> tanh(W [c; h]), linear map                            (batch, target, vocab_size)
 
+    With `pre_attention`, the decoder's GRU layers read x + V c, where x, the embedding, asked for c.
+
     score(h, e)      additive   v . tanh(W h + U e)                                   Bahdanau
                      general    h . W e                                               Luong
                      dot        h . K e, K fixed: the mean of both directions         Luong
@@ -70,6 +72,8 @@ class Seq2SeqConfig(PreTrainedConfig):
         hidden_size: width of embedding and of the state of each direction.
         num_hidden_layers: recurrent layers of the encoder, and of the decoder.
         attention_type: "additive", "general", "dot" or "none".
+        pre_attention: attend also before the decoder's recurrent layers, which then know of the
+            source what each token before, and its place, have asked for.
         sinusoidal_positions: add waves to the embeddings, as large as new ones.
         separator_token_ids: tokens that words stand between. With them, half of the waves count
             words, the others the tokens since the word began.
@@ -88,6 +92,7 @@ class Seq2SeqConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 1
     attention_type: str = "additive"
+    pre_attention: bool = False
     sinusoidal_positions: bool = False
     separator_token_ids: list[int] | None = None
     hidden_dropout: float = 0.0
@@ -103,6 +108,8 @@ class Seq2SeqConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         check_recurrent_config(self, "attention_type", ATTENTIONS)
         check_special_tokens(self)
+        if self.pre_attention and self.attention_type == "none":
+            raise ValueError("pre_attention is attention: set another attention_type than none")
         separators = self.separator_token_ids or []
         if separators and not self.sinusoidal_positions:
             raise ValueError("separator_token_ids say what waves count: set sinusoidal_positions")
@@ -167,6 +174,25 @@ class DotAttention(nn.Module):
         return hidden @ encoded.unflatten(-1, (2, -1)).mean(2).mT
 
 
+def attend(attention: nn.Module, hidden, encoded, mask=None):
+    """The context of each position of the target, and where it looked.
+
+    Args:
+        attention: the score.
+        hidden: (batch, target, hidden_size), what asks.
+        encoded: (batch, source, 2 * hidden_size), what is looked at.
+        mask: (batch, source), 1 for text, 0 for padding; or None.
+
+    Returns:
+        (batch, target, 2 * hidden_size), (batch, target, source).
+    """
+    scores = attention(hidden, encoded).float()
+    if mask is not None:
+        scores = scores.masked_fill(mask[:, None] == 0, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1).to(encoded.dtype)
+    return weights @ encoded, weights
+
+
 ATTENTIONS = {
     "additive": AdditiveAttention,
     "general": GeneralAttention,
@@ -177,9 +203,9 @@ ATTENTIONS = {
 
 # ---------------------------------------------------------------------------- encoder and decoder
 
-# How many separators were read, and where the last one stood: none, as if one had come before. (The
-# decoder's start token thus counts as the first of its word.)
-BEFORE_ANY_WORD = (0, -1)
+# How many separators were read, and where the last one stood: none, as if one had come before. The
+# decoder's start token stands where the separator before its first word would.
+BEFORE_ANY_WORD, AT_START_TOKEN = (0, -1), (0, 0)
 
 
 def count_words(input_ids, positions, separators, attention_mask=None, state=BEFORE_ANY_WORD):
@@ -303,6 +329,9 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             RecurrentLayer("gru", size, size) for _ in range(config.num_hidden_layers)
         )
+        if config.pre_attention:
+            self.pre_attention = attention(size)
+            self.context_proj = linear(2 * size, size)
         self.attention = attention and attention(size)
         self.output_proj = linear(3 * size if attention else size, size)
 
@@ -322,10 +351,13 @@ class Decoder(nn.Module):
             None without.
         """
         depth, embeddings = len(self.layers), self.embed_tokens(decoder_input_ids)
-        word_state = starts[depth] if len(starts) > depth else BEFORE_ANY_WORD
+        word_state = starts[depth] if len(starts) > depth else AT_START_TOKEN
         hidden_states, word_state = place(
             self.config, embeddings, decoder_input_ids, past=past, word_state=word_state
         )
+        if self.config.pre_attention:
+            context, _ = attend(self.pre_attention, hidden_states, encoded, encoder_mask)
+            hidden_states = hidden_states + self.context_proj(context)
         ends = []
         for layer, start in zip(self.layers, starts[:depth], strict=True):
             hidden_states, end = layer(self.dropout(hidden_states), start)
@@ -334,11 +366,8 @@ class Decoder(nn.Module):
             ends.append(word_state)
         if self.attention is None:
             return self.output_proj(self.dropout(hidden_states)).tanh(), ends, None
-        scores = self.attention(hidden_states, encoded).float()
-        if encoder_mask is not None:
-            scores = scores.masked_fill(encoder_mask[:, None] == 0, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1).to(encoded.dtype)  # (batch, target, source)
-        seen = torch.cat((weights @ encoded, hidden_states), -1)
+        context, weights = attend(self.attention, hidden_states, encoded, encoder_mask)
+        seen = torch.cat((context, hidden_states), -1)
         return self.output_proj(self.dropout(seen)).tanh(), ends, weights
 
 

@@ -133,9 +133,12 @@ def test_the_encoder_is_torchs_bidirectional_gru():
 
 
 @every_attention
-def test_outputs_and_gradients_are_those_of_the_same_on_torchs_gru(attention_type):
+@pytest.mark.parametrize("pre_attention", [False, True])
+def test_outputs_and_gradients_are_those_of_the_same_on_torchs_gru(attention_type, pre_attention):
     """The whole model, with PyTorch's GRUs and functions in place of ours."""
-    model, inputs = make(attention_type), batch((6, 6, 6))
+    pre_attention = pre_attention and attention_type != "none"
+    model = make(attention_type, pre_attention=pre_attention)
+    inputs = batch((6, 6, 6))
     model(**inputs).loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -148,6 +151,9 @@ def test_outputs_and_gradients_are_those_of_the_same_on_torchs_gru(attention_typ
         for i, bridge in enumerate(encoder.bridges)
     ]
     before = model.model.embed_tokens(model.prepare_decoder_input_ids_from_labels(inputs["labels"]))
+    if pre_attention:
+        weights = decoder.pre_attention(before, encoded).softmax(-1)
+        before = before + decoder.context_proj(torch.einsum("bts,bsd->btd", weights, encoded))
     hidden, _ = writing(before, torch.stack(starts))
     seen = hidden
     if decoder.attention is not None:
@@ -204,16 +210,27 @@ def test_waves_count_words_and_what_stands_in_them():
     assert_close([torch.cat(pair, 1) for pair in zip(begun, found, strict=True)], [words, places])
 
     model = make(sinusoidal_positions=True, separator_token_ids=separators)
-    embeddings = torch.zeros(2, 8, SIZE)
-    waves, _ = seq2seq_model.place(model.config, embeddings, ids)
-    half = SIZE // 2
-    expected = torch.zeros(2, 8, SIZE)
-    for i in range(0, half, 2):
-        for counts, first in ((words, 0), (places, half)):
-            angles = counts / 10000 ** (i / half)
-            expected[..., first + i] = angles.sin()
-            expected[..., first + i + 1] = angles.cos()
-    assert_close(waves, model.config.initializer_range * expected, **close)
+
+    def waves_of(words, places):
+        half = SIZE // 2
+        waves = torch.zeros(*words.shape, SIZE)
+        for i in range(0, half, 2):
+            for counts, first in ((words, 0), (places, half)):
+                angles = counts / 10000 ** (i / half)
+                waves[..., first + i] = angles.sin()
+                waves[..., first + i + 1] = angles.cos()
+        return model.config.initializer_range * waves
+
+    waves, _ = seq2seq_model.place(model.config, torch.zeros(2, 8, SIZE), ids)
+    assert_close(waves, waves_of(words, places), **close)
+
+    # Of what the decoder reads, a word's first token is behind a separator or the start: place 0.
+    nn.init.zeros_(model.model.embed_tokens.weight)
+    read = []
+    model.model.decoder.layers[0].register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    model(ids[:1], decoder_input_ids=torch.tensor([[0, 7, 8, 1, 9]]))
+    words, places = torch.tensor([[0, 0, 0, 1, 1]]), torch.tensor([[0, 1, 2, 0, 1]])
+    assert_close(read[0], waves_of(words, places), **close)
     # Padding on the left is no part of the first word, and separates nothing.
     left = torch.nn.functional.pad(ids, (3, 0), value=separators[0])
     mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
@@ -244,7 +261,8 @@ def test_gradient_checkpointing_changes_no_gradient():
 )
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_generation_with_the_state_and_without(attention_type, options, waves):
-    model, inputs = make(attention_type, **waves), batch()
+    pre_attention = bool(waves) and attention_type != "none"
+    model, inputs = make(attention_type, pre_attention=pre_attention, **waves), batch()
     del inputs["labels"]
     with_state, without = (
         model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=use, **options)
@@ -281,6 +299,7 @@ def test_greedy_generation_is_the_best_token_each_time():
     ("options", "message"),
     [
         ({"attention_type": "cosine"}, "must be one of additive, general, dot, none"),
+        ({"attention_type": "none", "pre_attention": True}, "pre_attention is attention"),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_dropout": 1.0}, r"must be in \[0, 1\)"),
         ({"initializer_range": 0.0}, "must be above 0"),
@@ -452,6 +471,8 @@ def test_some_words_to_train_on_are_in_capitals(toy_pig_latin, monkeypatch):
     dataset = load_pig_latin()
     train = dataset["train"]
     assert [text.isupper() for text in train["source"][3:5]] == [False, True]
+    loud = [re.search(r"\b[A-Z]{2,}\b", text) is not None for text in train["source"][5:]]
+    assert loud == [i % 2 == 1 for i in range(len(loud))]
     assert train["target"][4] == to_pig_latin(train["source"][4]) == train["target"][4].upper()
     for split in ("validation", "test"):
         assert all(text.islower() for text in dataset[split]["source"][2:])
