@@ -52,6 +52,11 @@ def ablate(
         fixed: flags of all.
         variants: what each is called -> its own flags.
         score: name of the metric.
+        updates: of each run.
+        seeds: how many runs a variant has; their seeds are 0, 1, ...
+
+    Returns:
+        A dictionary for each variant: its mean `score`, the `values` of its seeds, and more.
     """
     rows = []
     for name, flags in variants.items():

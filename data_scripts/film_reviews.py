@@ -76,6 +76,8 @@ def _find_file(data_dir: str | Path | None) -> Path:
         with contextlib.suppress(DataNotFound):  # which would name this file alone
             if (folder := find_local(NAME, [name], data_dir)) is not None:
                 return folder / name
+    if data_dir is not None:
+        raise DataNotFound(f"{data_dir} holds no {TABLE} or {ARCHIVE}, nor does its {NAME}/")
     raise not_found(NAME, [f"{TABLE} or {ARCHIVE}"])
 
 

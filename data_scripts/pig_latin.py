@@ -35,7 +35,7 @@ from groundup.data_scripts.sources import log_to_terminal, with_info
 NAME = "pig-latin"
 MIN_CHARACTERS, MAX_CHARACTERS = 20, 60
 HELD_OUT = 2_000  # sentences, and as many words, for validation, and as many for testing
-TRAIN_WORDS = 40_000
+TRAIN_WORDS = 40_000  # with 12,000, 98.8 rather than 99.1 % in the same time
 TRAIN_PIECES = 60_000
 CAPITALS_EVERY = 10  # of the words and pieces to train on: capitals are rare in books
 
@@ -99,14 +99,12 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
         splits["validation"] += texts[HELD_OUT : 2 * HELD_OUT]
     held_out = {text.lower() for text in splits["test"] + splits["validation"]}
     pieces = [x for x in _pieces(found) if held_out.isdisjoint([x.lower(), *_words(x)])]
-    draw = random.Random(0)
-    draw.shuffle(pieces)
-    pieces = [_capitals(x, draw) if i % CAPITALS_EVERY == 0 else x for i, x in enumerate(pieces, 1)]
-    some_words = [
-        word if i % CAPITALS_EVERY else word.upper()
-        for i, word in enumerate(words[2 * HELD_OUT :][:TRAIN_WORDS], 1)
-    ]
-    splits["train"] = [*sentences[2 * HELD_OUT :], *some_words, *pieces[:TRAIN_PIECES]]
+    random.Random(0).shuffle(pieces)
+    some_words, pieces = words[2 * HELD_OUT :][:TRAIN_WORDS], pieces[:TRAIN_PIECES]
+    draw, loud = random.Random(0), slice(CAPITALS_EVERY - 1, None, CAPITALS_EVERY)
+    for texts in (some_words, pieces):
+        texts[loud] = [_capitals(text, draw) for text in texts[loud]]
+    splits["train"] = [*sentences[2 * HELD_OUT :], *some_words, *pieces]
     dataset = make_pairs(
         {split: [(text, to_pig_latin(text)) for text in part] for split, part in splits.items()}
     )

@@ -14,7 +14,7 @@ attention-based neural machine translation"):
       -> context  c = sum of a e                               (batch, target, 2 * hidden_size)
       -> tanh(W [c; h]), linear map                            (batch, target, vocab_size)
 
-    With `pre_attention`, the decoder's GRU layers read x + V c, where x, the embedding, asked for c.
+    With `pre_attention`, the embedding x asks for a context, too, and the GRU layers read x + V c.
 
     score(h, e)      additive   v . tanh(W h + U e)                                   Bahdanau
                      general    h . W e                                               Luong
@@ -109,7 +109,9 @@ class Seq2SeqConfig(PreTrainedConfig):
         check_recurrent_config(self, "attention_type", ATTENTIONS)
         check_special_tokens(self)
         if self.pre_attention and self.attention_type == "none":
-            raise ValueError("pre_attention is attention: set another attention_type than none")
+            raise ValueError(
+                "pre_attention needs an attention_type: set another than none, or leave it out"
+            )
         separators = self.separator_token_ids or []
         if separators and not self.sinusoidal_positions:
             raise ValueError("separator_token_ids say what waves count: set sinusoidal_positions")
@@ -433,7 +435,8 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         Returns:
             `last_hidden_state` (batch, target, hidden_size); `past_key_values`;
             `cross_attentions`, one of (batch, 1, target, source): how much each token that is
-            written looks at each that was read; `encoder_last_hidden_state`.
+            written looks at each that was read, behind the recurrent layers;
+            `encoder_last_hidden_state`.
 
         Raises:
             ValueError: neither or both sources, or no target.

@@ -257,16 +257,16 @@ def translation_padding(model, side):
     ]
 
 
-def seq2seq(attention_type: str) -> Row:
+def seq2seq(attention_type: str, name: str | None = None, **options) -> Row:
     """Seq2seq: targets of random tokens, so each of the tokens is as likely."""
 
     def model():
-        return Seq2SeqForConditionalGeneration(
-            Seq2SeqConfig(vocab_size=VOCABULARY, hidden_size=48, attention_type=attention_type)
-        )
+        sizes = {"vocab_size": VOCABULARY, "hidden_size": 48}
+        config = Seq2SeqConfig(**sizes, attention_type=attention_type, **options)
+        return Seq2SeqForConditionalGeneration(config)
 
     return Row(
-        name=f"seq2seq-{attention_type}",
+        name=f"seq2seq-{name or attention_type}",
         model=model,
         batch=translation_batch,
         initial_loss=math.log(VOCABULARY),
@@ -473,6 +473,7 @@ ROWS = [
     *(gpt(kind) for kind in ("learned", "sinusoidal", "rotary", "alibi")),
     *(rnn(cell_type) for cell_type in ("rnn", "gru", "lstm")),
     *(seq2seq(attention_type) for attention_type in ("additive", "general", "dot", "none")),
+    seq2seq("general", "pre-attention", pre_attention=True),
     seq2seq_transformer(),
     bert_masked_lm(),
     bert_classification(),

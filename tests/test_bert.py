@@ -471,7 +471,9 @@ def test_film_reviews_are_cut_by_their_numbers(tmp_path):
 
 
 def test_film_reviews_that_are_broken_or_missing_are_said(tmp_path):
-    with pytest.raises(DataNotFound, match=r"put train.parquet or movie_reviews.zip into"):
+    with pytest.raises(
+        DataNotFound, match=f"{tmp_path} holds no train.parquet or movie_reviews.zip"
+    ):
         load_film_reviews(tmp_path)
     (tmp_path / "movie_reviews.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is damaged, or no archive"):
@@ -634,7 +636,7 @@ def test_blanks_want_a_tokenizer_that_begins_as_ours(finished):
         specials_of(other)
 
 
-def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path, capsys):
+def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path, capsys, monkeypatch):
     best = pipeline("fill-mask", str(finished))("the old [MASK] sat by a fire .", top_k=3)
     assert {guess["token_str"] for guess in best} < set(WORDS)
     run = bert.main(task_flags(tmp_path / "run"))
@@ -647,6 +649,23 @@ def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path, capsys):
     judge = pipeline("text-classification", str(tmp_path / "run"))
     labels = [answer["label"] for answer in judge(["he knew kings 1", "he had known wolves . 2"])]
     assert labels == ["positive", "negative"]
+    texts = [
+        "he knew kings 1",
+        "he had known wolves . 2",
+        "kings 1",
+        "he knew 2",
+        "he knew . 1",
+    ]
+    monkeypatch.setattr(bert, "JUDGED_AT_ONCE", 2)
+    lines = bert.mistakes(
+        BERTForSequenceClassification.from_pretrained(tmp_path / "run"),
+        AutoTokenizer.from_pretrained(tmp_path / "run"),
+        Dataset.from_dict({"text": texts, "label": [0, 1, 0, 1, 1]}),
+    ).splitlines()[2:]
+    found = {text: name for name, _, text in (line.strip("| ").split(" | ") for line in lines)}
+    assert found == {texts[0]: "positive", texts[1]: "negative", texts[2]: "positive"}
+    shares = [int(line.split(" | ")[1].rstrip("%")) for line in lines]
+    assert shares == sorted(shares, reverse=True)
     card = (tmp_path / "run" / "README.md").read_text()
     assert "negative or positive" in card and "taken for" in card and "nyu-mll/glue" in card
 

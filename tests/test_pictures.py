@@ -181,6 +181,20 @@ def test_scores_of_views_are_averaged():
     assert averaged[:, 0] == pytest.approx(first) and len(labels) == 7
 
 
+def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, monkeypatch):
+    row, folder = finished
+    in_bf16, score = [], pictures.score
+
+    def spy(*args):
+        in_bf16.append(torch.is_autocast_enabled("cpu"))
+        return score(*args)
+
+    monkeypatch.setattr(pictures, "score", spy)
+    for precision in ("true", "false"):
+        SCRIPTS[row][0].main(flags(row, folder, "--evaluate_only", f"--bf16={precision}"))
+    assert in_bf16 == [True, False]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import Mock
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -208,6 +210,31 @@ def test_whoever_says_how_often_to_save_gets_it_whatever_the_config_says(yaml_fi
     assert (args.eval_strategy, args.eval_steps) == ("steps", 2)
     args = parse("--config", never, "--save_steps=5", "--save_strategy=epoch")[-1]
     assert args.save_strategy == "epoch"
+    args = parse("--config", never, "--save_steps=0")[-1]
+    assert args.save_strategy == "no"
+    assert parse("--config", yaml_file("eval_steps: 3"))[-1].eval_strategy == "steps"
+
+
+def test_a_run_too_short_to_log_a_loss_has_a_figure_that_says_so(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    with warnings.catch_warnings(action="error"):  # as of a legend of nothing
+        report.plot_loss([{"step": 3}], tmp_path / "loss.png", {"loss": "l"}, marks={2: "here"})
+    assert kept[0].axes[0].get_title().startswith("no losses were logged")
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_a_setting_that_an_older_run_did_not_know_was_off(finished, tmp_path, flags, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings.pop("lora_rank") == 0
+    (folder / "settings.json").write_text(json.dumps(settings | {"forgotten": False}))
+    with pytest.raises(SystemExit) as stopped:
+        gpt.main(flags(folder))
+    assert stopped.value.code == 0 and "holds a finished run" in capsys.readouterr().out
+    (folder / "settings.json").write_text(json.dumps(settings | {"forgotten": 3}))
+    assert_refused(capsys, flags(folder), "other settings (forgotten was 3, is None)")
 
 
 def test_a_list_is_a_flag_and_a_line_of_yaml(yaml_file):
@@ -248,7 +275,7 @@ def test_hyphens_are_underscores_and_equals_signs_are_spaces(yaml_file):
         (["--gradient_accumulation_steps", "-1"], ["--gradient_accumulation_steps is -1"]),
         (["--bf16", "ture"], ["--bf16", "ture", "true/false"]),
         (["--lr_scheduler_type", "cosinus"], ["--lr_scheduler_type", "cosinus", "cosine"]),
-        (["--config", str(recipe.CONFIGS / "cnn.yaml")], ["cnn.yaml is for another script"]),
+        (["--config", str(recipe.CONFIGS / "cnn.yaml")], ["cnn.yaml: flip; is it for another"]),
         (["--config", "no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
         (["--config=no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
         (["--config"], ["--config needs the path of a YAML file"]),

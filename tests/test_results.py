@@ -105,6 +105,9 @@ def test_a_row_of_the_table(bars):
         "| [`toy_small`](configs/toy_small.yaml) | words | **1.5000** ± 0.7071 nats (2 seeds) "
         "| 10 s | 2.00 GiB | ≤ 2.0 | someone's 1.9 |"
     )
+    run = a_run(0, 1.0)
+    run["hardware"] = run["hardware"] | {"cores": 1}
+    assert "| 10 s of one core |" in results.table([results.summarise([run])])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from groundup.data_scripts.carried import CarriedBlocks, CarriedStream
+from groundup.data_scripts.carried import CarriedBlocks, CarriedStream, check_sizes
 from groundup.data_scripts.shakespeare import load_shakespeare
 from groundup.data_scripts.tokenization import encode_documents
 from groundup.models.from_torch_rnn import (
@@ -661,4 +661,6 @@ def test_what_cannot_be_trained_on_is_one_line(flags, capsys, tmp_path):
     }
     for more, words in wrong.items():
         assert_refused(capsys, flags(tmp_path / "run", *more), *words, main=rnn.main)
+    with pytest.raises(ValueError, match="the batch size is 0"):
+        check_sizes(8, 0)
     assert not any(path for path in (tmp_path / "run").iterdir())

@@ -178,8 +178,8 @@ def check_choices(task_args, tune_args, args) -> None:
     scores_test = task_args.task != BLANKS and task_args.split == "test"
     if args.eval_strategy != "no" and scores_test and not args.evaluate_only:
         raise ValueError(
-            f"--eval_strategy {args.eval_strategy.value} would read the sentences that are scored "
-            f"in training: give --split validation, or --eval_strategy no"
+            "evaluations in training (--eval_strategy, --eval_steps) would read the sentences that "
+            "are scored: give --split validation, or --eval_strategy no"
         )
     adapters.check_optimizer(tune_args, args)
 
@@ -384,7 +384,7 @@ def main(argv=None):
     names = (SCORES[task_args.task], "nats_per_blank", "accuracy", "matthews_correlation")
     metrics = {name: scores[name] for name in names if name in scores}
     if fills_blanks:
-        with trainer.autocast_smart_context_manager():
+        with trainer.accelerator.autocast():
             metrics["pseudo_perplexity"] = pseudo_perplexity(model, scored)
     metrics |= before
     run = report.run_metrics("bert", config_name, args, metrics, data, trainer.stopwatch.seconds)

@@ -1,6 +1,6 @@
 """What the picture classifiers share: their data, how they are scored, what their cards show."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -440,10 +440,11 @@ def run(argv, row: str, config_class, new_model, describe_model) -> dict:
     )
     output_dir = Path(args.output_dir)
     recipe.check_scorable(args, config_class)
+    config_class(**asdict(model_args))  # a shape that cannot be is refused before data is read
     if args.eval_strategy != "no" and not picture_args.hold_out:
         raise ValueError(
-            f"--eval_strategy {args.eval_strategy.value} would read the test pictures in training: "
-            f"give --hold_out 5000, too"
+            "evaluations in training (--eval_strategy, --eval_steps) would read the test pictures: "
+            "give --hold_out 5000, too"
         )
     set_seed(args.seed)
 
@@ -478,7 +479,7 @@ def run(argv, row: str, config_class, new_model, describe_model) -> dict:
     model = trainer.whole_model()
 
     # 5. Report
-    with trainer.autocast_smart_context_manager():
+    with trainer.accelerator.autocast():
         metrics, logits, labels = score(model, pictures, args.per_device_eval_batch_size)
     seconds = trainer.stopwatch.seconds
     result = report.run_metrics(row, config_name, args, metrics, pictures.description, seconds)

@@ -74,7 +74,7 @@ class RunArguments(TrainingArguments):
     muon_momentum: float = field(
         default=0.95, metadata={"help": "Muon's momentum; short runs want less."}
     )
-    use_cache: bool = field(default=True, metadata={"help": "Saved models generate with a cache."})
+    use_cache: bool = True  # what Trainer writes into a config; saved models generate with a cache
 
     def __post_init__(self):
         for name in ("load_best_model_at_end", "resume_from_checkpoint", "save_only_model"):
@@ -97,7 +97,7 @@ class RunArguments(TrainingArguments):
             print("FSDP is for GPUs: on this CPU each process has the whole model, as with DDP")
 
     def _check_counts(self):
-        if self.max_steps == 0 or self.max_steps < 0 >= self.num_train_epochs:
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise ValueError("a run of no updates trains nothing: set --max_steps to at least 1")
         for name in (
             "per_device_train_batch_size",
@@ -126,8 +126,8 @@ SHOWN = {
     "seed": "For weights, order and dropout.",
     "logging_steps": "Updates between two lines of the log.",
     "eval_strategy": "When to evaluate: no, steps or epoch.",
-    "eval_steps": "Updates between two evaluations.",
-    "save_steps": "Updates between two checkpoints.",
+    "eval_steps": "Updates between two evaluations; sets eval_strategy to steps.",
+    "save_steps": "Updates between two checkpoints; sets save_strategy to steps.",
     "report_to": "Also log to: tensorboard, trackio, wandb, ...",
     "push_to_hub": "Publish the finished run.",
     "hub_model_id": "Where to: user/name.",
@@ -142,10 +142,6 @@ def model_arguments(config_class, leave_out=()):
     """
     helps = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", config_class.__doc__ or "", re.M))
     fields = []
-
-    def check(arguments):
-        config_class(**dataclasses.asdict(arguments))  # before any data is read
-
     for name, kind in config_class.__annotations__.items():
         if name.endswith(("_token_id", "_token_ids")) or name in ("use_cache", *leave_out):
             continue
@@ -157,8 +153,7 @@ def model_arguments(config_class, leave_out=()):
     if hasattr(config_class, "num_attention_heads"):
         kernel = {"help": "How attention is computed: eager or sdpa."}
         fields.append(("attn_implementation", str, field(default="sdpa", metadata=kernel)))
-    name = f"{config_class.__name__}Arguments"
-    return dataclasses.make_dataclass(name, fields, namespace={"__post_init__": check})
+    return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)
 
 
 class OnePage(argparse.HelpFormatter):
@@ -189,7 +184,8 @@ class Parser(HfArgumentParser):
         for kind in dataclass_types:
             if kind is not RunArguments:
                 shown |= {f.name for f in dataclasses.fields(kind)}
-        shown |= set(RunArguments.__annotations__) - {"use_cache"} | {"help", "config"}
+        shown |= set(RunArguments.__annotations__) | {"help", "config"}
+        shown.remove("use_cache")  # no choice: it only undoes Trainer's own default
         for action in self._actions:
             if action.dest not in shown or action.option_strings[0].startswith("--no_"):
                 action.help = argparse.SUPPRESS
@@ -210,25 +206,31 @@ class Parser(HfArgumentParser):
         config = self._config_of(argv) or CONFIGS / f"{default_config}.yaml"
         flags = self._flags_of(config)
         try:
-            self.set_defaults(**vars(self.parse_args(flags)))
+            of_file = self.parse_args(flags)
         except ValueError as error:
             raise ValueError(f"{config}: {error}") from error
+        self._turn_on(of_file, flags)
+        self.set_defaults(**vars(of_file))
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             self._refuse(unknown[0].split("=")[0], "flag", "--")
         if namespace.output_dir is None:
             namespace.output_dir = str(Path("runs") / config.stem)
-        given = self._given(argv)
-        for what in ("save", "eval"):
-            # Whoever says how often wants it, whatever the config says of when.
-            if f"{what}_steps" in given and f"{what}_strategy" not in given:
-                setattr(namespace, f"{what}_strategy", "steps")
+        self._turn_on(namespace, argv)
         filled = []
         for kind in self.dataclass_types:
             names = {f.name for f in dataclasses.fields(kind) if f.init}
             filled.append(kind(**{k: v for k, v in vars(namespace).items() if k in names}))
-        filled[-1].chosen = given | (self._given(flags) if self._config_of(argv) else set())
+        filled[-1].chosen = self._given(argv + (flags if self._config_of(argv) else []))
         return (config.stem, *filled)
+
+    def _turn_on(self, namespace, argv: list[str]) -> None:
+        """Whoever says how often to save or to evaluate, and not when, wants it so."""
+        given = self._given(argv)
+        for what in ("save", "eval"):
+            often = f"{what}_steps" in given and getattr(namespace, f"{what}_steps") > 0
+            if often and f"{what}_strategy" not in given:
+                setattr(namespace, f"{what}_strategy", "steps")
 
     @staticmethod
     def _given(argv: list[str]) -> set[str]:
@@ -248,7 +250,7 @@ class Parser(HfArgumentParser):
     def _flags_of(self, path: Path) -> list[str]:
         if not path.is_file():
             have = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
-            raise ValueError(f"there is no config {path}; in {CONFIGS.name}/ there are: {have}")
+            raise ValueError(f"there is no config {path}; in {CONFIGS} there are: {have}")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
@@ -257,10 +259,8 @@ class Parser(HfArgumentParser):
             raise ValueError(f"{path} must hold lines of `key: value`")
         flags = []
         for key, value in values.items():
-            if key not in self._names() and path.resolve().parent == CONFIGS.resolve():
-                raise ValueError(f"{path} is for another script: this one has no setting {key}")
             if key not in self._names():
-                self._refuse(str(key), f"key in {path}")
+                self._refuse(str(key), f"key in {path}", otherwise="is it for another script?")
             if isinstance(value, list):
                 flags += [f"--{key}", *map(str, value)]
             elif value is not None:
@@ -275,10 +275,12 @@ class Parser(HfArgumentParser):
     def _names(self) -> list[str]:
         return [f.name for kind in self.dataclass_types for f in dataclasses.fields(kind)]
 
-    def _refuse(self, name: str, what: str, prefix: str = ""):
-        near = difflib.get_close_matches(name.lstrip("-"), self._names(), n=1, cutoff=0.5)
-        hint = f"; did you mean {prefix}{near[0]}?" if near else "; --help lists what there is"
-        raise ValueError(f"unknown {what}: {name}{hint}")
+    def _refuse(
+        self, name: str, what: str, prefix: str = "", otherwise: str = "--help lists what there is"
+    ):
+        near = difflib.get_close_matches(name.lstrip("-"), self._names(), n=1, cutoff=0.75)
+        hint = f"did you mean {prefix}{near[0]}?" if near else otherwise
+        raise ValueError(f"unknown {what}: {name}; {hint}")
 
 
 def parse_arguments(argv, default_config: str, *dataclass_types, description: str):
@@ -567,7 +569,10 @@ def _changed(begun: Path, settings: dict) -> str:
     if not begun.exists():
         return ""
     before = read_json(begun)
-    names = sorted(k for k in settings | before if settings.get(k) != before.get(k))
+    changed = {k for k in settings | before if settings.get(k) != before.get(k)}
+    in_both = settings.keys() & before.keys()
+    # A setting that the code of one of the two did not have is off there.
+    names = sorted(k for k in changed if k in in_both or settings.get(k) or before.get(k))
     return ", ".join(f"{k} was {before.get(k)}, is {settings.get(k)}" for k in names)
 
 
@@ -749,6 +754,8 @@ class RunTrainer(Trainer):
             return model
         weights = self.accelerator.get_state_dict(self.model)
         whole = self._model_class(model.config)
+        if hasattr(model, "generation_config"):
+            whole.generation_config = model.generation_config
         if self.is_world_process_zero():
             whole.load_state_dict(weights)
         return whole

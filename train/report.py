@@ -116,16 +116,18 @@ def plot_loss(
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    drawn = False
     for key, label in lines.items():
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
             marker = "o-" if key.startswith("eval_") else "-"
             axes.plot(*zip(*points, strict=True), marker, label=label, markersize=4)
+            drawn = True
     for step, label in (marks or {}).items():
         axes.axvline(step, color="gray", linestyle=":", label=label)
     axes.set(xlabel=xlabel, ylabel="loss")
     axes.grid(alpha=0.3)
-    if axes.lines:
+    if drawn:
         axes.legend(frameon=False)
     else:
         axes.set_title("no losses were logged: fewer updates than --logging_steps")

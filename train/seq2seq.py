@@ -165,6 +165,7 @@ def train(argv, system: str, config_class, model_class) -> dict:
     )
     output_dir, task = Path(args.output_dir), TASKS[pair_args.dataset]
     recipe.check_scorable(args, config_class)
+    config_class(**asdict(model_args))  # a shape that cannot be is refused before data is read
     check_choices(pair_args, args.chosen)
     if pair_args.separators and not getattr(model_args, "sinusoidal_positions", False):
         # Of train/seq2seq_transformer.py, whose waves count tokens, no flag turns them on.
@@ -193,7 +194,9 @@ def train(argv, system: str, config_class, model_class) -> dict:
 
     # 3. Model
     if args.evaluate_only:
-        model = AutoModelForSeq2SeqLM.from_pretrained(output_dir, dtype=torch.float32)
+        # The kernel is no part of a saved model, and another one writes a few other texts in bf16.
+        kernel = {k: v for k, v in asdict(model_args).items() if k == "attn_implementation"}
+        model = AutoModelForSeq2SeqLM.from_pretrained(output_dir, dtype=torch.float32, **kernel)
     else:
         start = {"decoder_start_token_id": tokenizer.bos_token_id}
         values = {**asdict(model_args), **token_settings(tokenizer), **start}
@@ -220,7 +223,7 @@ def train(argv, system: str, config_class, model_class) -> dict:
     model = trainer.whole_model()
 
     # 5. Report
-    with trainer.autocast_smart_context_manager():
+    with trainer.accelerator.autocast():
         written = translate(model, tokenizer, sources, pair_args)
     metrics = task.metric().compute(predictions=written, references=answers)
     seconds = trainer.stopwatch.seconds
@@ -247,6 +250,8 @@ def network(config) -> str:
         return f"a Transformer's blocks, {layers} each, {config.hidden_size} wide, {heads} heads"
     kind = config.attention_type
     how = "without attention" if kind == "none" else f"with {kind} attention"
+    if config.pre_attention:
+        how += " before the decoder's layers and after them"
     return f"GRUs, {layers} each, {config.hidden_size} wide, {how}"
 
 
@@ -337,7 +342,8 @@ def write_report(output_dir, run, model, tokenizer, log, pair_args, told) -> Non
         plot_attention(figures / "attention.png", model, tokenizer, sources[short], written[short])
         sections["Attention"] = (
             "Each column is a token that was written, each row one that was read; the darker, the "
-            "more it was looked at.\n\n![attention](figures/attention.png)"
+            "more it was looked at (behind the decoder's last layer).\n\n"
+            "![attention](figures/attention.png)"
         )
     report.write_card(
         output_dir,

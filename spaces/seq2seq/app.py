@@ -77,7 +77,8 @@ It is a small model, and knows nothing but what it was trained on. What it does 
 up.
 - **Where it looked**: before it writes a token, the model deals out its attention among the tokens
   that it has read. A word may be several tokens: a row is then their mean, and a column their
-  sum, so that each row adds up to 100%.
+  sum, so that each row adds up to 100%. (Some look twice, before and after their recurrent layers:
+  this is the second look.)
 - **Beams**: so many beginnings are kept in view, each step the likeliest ones; with 1, always the
   likeliest next token is taken.
 - **Score**: the logarithm of a text's probability, divided by its number of tokens. 0 would be
