@@ -71,11 +71,14 @@ def check_transformer_config(config):
 
 
 def check_labels(labels: torch.LongTensor, vocab_size: int) -> None:
-    """Raises ValueError where a label is beyond the vocabulary; -100 is left out of a loss."""
-    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= vocab_size:
+    """Raises ValueError where a label is not of the vocabulary; -100 is left out of a loss."""
+    if torch.compiler.is_compiling():
+        return
+    wrong = labels[(labels >= vocab_size) | (labels < 0) & (labels != -100)]
+    if wrong.numel():
         raise ValueError(
-            f"labels must be below {vocab_size}, the size of the vocabulary, or -100; there is "
-            f"{labels.max().item()}"
+            f"labels must be below {vocab_size}, the size of the vocabulary, and not negative, but "
+            f"for -100; there is {wrong[0].item()}"
         )
 
 
