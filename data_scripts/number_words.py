@@ -4,7 +4,8 @@
 
 The words are those of the PyPI package `num2words`, from 0 to 999,999. 5,000 numbers are for
 testing, 2,000 for validation, drawn from all of them; 100,000 others are for training, those below
-1,000 before all: there are few of them, and larger numbers are made of them.
+1,000 before all: there are few of them, and larger numbers are made of them. 0 is there a hundred
+times, since no other number has its word.
 
 Nothing is looked for: the pairs are made, in some ten seconds.
 
@@ -24,6 +25,7 @@ from groundup.data_scripts.sources import with_info
 NAME = "number-words"
 LIMIT = 1_000_000
 SMALL = 1_000  # numbers below are trained on, unless they are held out
+ZEROS = 100
 SIZES = {"test": 5_000, "validation": 2_000, "train": 100_000}
 
 
@@ -44,6 +46,7 @@ def load_number_words() -> DatasetDict:
         "validation": numbers[SIZES["test"] : held_out],
         "test": numbers[: SIZES["test"]],
     }
+    parts["train"] += [number for number in parts["train"] if number == 0] * (ZEROS - 1)
     dataset = make_pairs(
         {
             split: [(str(number), num2words(number)) for number in part]

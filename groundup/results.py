@@ -95,6 +95,8 @@ def publish(folders: list[Path]) -> None:
         retitle(export / "README.md", folders[0].name, result["config"])
         mean = result["metrics"][score]["mean"]
         seeds = f"mean of {len(runs)} seeds: {mean:.4f}" if len(runs) > 1 else "one seed"
+        if len(runs) > 1:
+            add_means(export / "README.md", result)
         add_to_card(
             export / "README.md",
             [
@@ -117,6 +119,17 @@ def retitle(card: Path, old: str, new: str) -> None:
     """A card is called after the folder of its run (`gpt_0`): now after the config."""
     text = card.read_text(encoding="utf-8")
     card.write_text(text.replace(f"{old}: ", f"{new}: "), encoding="utf-8")
+
+
+def add_means(card: Path, result: dict) -> None:
+    """Says in a card's table, above its data, what the mean over the seeds of each metric is."""
+    means = ", ".join(
+        f"{name} {metric['mean']:.4f} ± {metric['deviation']:.4f}"
+        for name, metric in result["metrics"].items()
+    )
+    row = f"| Mean of {len(result['seeds'])} seeds, of which this is one | {means} |\n"
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace("| Data |", f"{row}| Data |", 1), encoding="utf-8")
 
 
 def add_to_card(card: Path, lines: list[str]) -> None:

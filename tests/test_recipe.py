@@ -210,8 +210,6 @@ def test_whoever_says_how_often_to_save_gets_it_whatever_the_config_says(yaml_fi
     assert (args.eval_strategy, args.eval_steps) == ("steps", 2)
     args = parse("--config", never, "--save_steps=5", "--save_strategy=epoch")[-1]
     assert args.save_strategy == "epoch"
-    args = parse("--config", never, "--save_steps=0")[-1]
-    assert args.save_strategy == "no"
     assert parse("--config", yaml_file("eval_steps: 3"))[-1].eval_strategy == "steps"
 
 
@@ -273,9 +271,16 @@ def test_hyphens_are_underscores_and_equals_signs_are_spaces(yaml_file):
         (["--max_steps", "-1", "--num_train_epochs", "0"], ["trains nothing", "--max_steps"]),
         (["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size is 0"]),
         (["--gradient_accumulation_steps", "-1"], ["--gradient_accumulation_steps is -1"]),
+        (["--save_steps", "0"], ["--save_steps is 0; give 1 or more, or --save_strategy no"]),
+        (["--eval_steps", "-2"], ["--eval_steps is -2; give 1 or more, or --eval_strategy no"]),
+        (["--learning_rate=-1"], ["--learning_rate is -1.0; it must be 0 or more"]),
+        (["--config", "configs/gpt_dickns.yaml"], ["did you mean gpt_dickens.yaml?"]),
         (["--bf16", "ture"], ["--bf16", "ture", "true/false"]),
         (["--lr_scheduler_type", "cosinus"], ["--lr_scheduler_type", "cosinus", "cosine"]),
-        (["--config", str(recipe.CONFIGS / "cnn.yaml")], ["cnn.yaml: flip; is it for another"]),
+        (
+            ["--config", str(recipe.CONFIGS / "cnn.yaml")],
+            ["cnn.yaml: flip; is the file for another"],
+        ),
         (["--config", "no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
         (["--config=no/such.yaml"], ["there is no config no/such.yaml", "gpt.yaml"]),
         (["--config"], ["--config needs the path of a YAML file"]),

@@ -500,6 +500,7 @@ def few_numbers(monkeypatch):
     monkeypatch.setattr(number_words, "LIMIT", 100)
     monkeypatch.setattr(number_words, "SMALL", 10)
     monkeypatch.setattr(number_words, "SIZES", {"test": 12, "validation": 8, "train": 80})
+    monkeypatch.setattr(number_words, "ZEROS", 2)
 
 
 def test_numbers_and_their_words(few_numbers, monkeypatch):
@@ -507,6 +508,7 @@ def test_numbers_and_their_words(few_numbers, monkeypatch):
     assert_disjoint(dataset)
     assert set().union(*texts_of(dataset).values()) == {str(n) for n in range(100)}
     pairs = {row["source"]: row["target"] for rows in dataset.values() for row in rows}
+    assert dataset["train"]["source"][:].count("0") == number_words.ZEROS
     assert pairs["0"] == "zero" and pairs["42"] == "forty-two" and pairs["90"] == "ninety"
     assert describe(load_number_words()) == describe(dataset)
     # Small numbers are trained on before all others.

@@ -565,7 +565,7 @@ def test_words_read_are_those_of_all_steps(text, tmp_path, monkeypatch):
         (["--sample", "nan"], "--sample is nan; it must be 0 or more"),
         (["--max_vocab_size", "1"], "vectors need two words"),
         (["--shared_negatives", "100000"], "it must be at most 65536"),
-        (["--save_steps", "0"], "--save_steps is 0; it counts updates here: give at least 1"),
+        (["--save_steps", "0.5"], "--save_steps is 0.5; it counts updates here: give at least 1"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(flags, message, tmp_path, capsys):

@@ -306,7 +306,7 @@ def main(argv=None):
         description="Trains BERT.",
     )
     output_dir = Path(args.output_dir)
-    recipe.check_scorable(args, BERTConfig)
+    recipe.check_folder(args, BERTConfig)
     check_choices(task_args, tune_args, args)
     set_seed(args.seed)
     fills_blanks = task_args.task == BLANKS

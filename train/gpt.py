@@ -138,7 +138,7 @@ def main(argv=None):
             "set --max_steps, how many updates to make: blocks overlap, so that a "
             "pass over all of them would be hundreds of passes over the text"
         )
-    recipe.check_scorable(args, GPTConfig)
+    recipe.check_folder(args, GPTConfig)
     check_choices(data_args, tune_args, args)
     set_seed(args.seed)
 

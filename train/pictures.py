@@ -439,7 +439,7 @@ def run(argv, row: str, config_class, new_model, describe_model) -> dict:
         description="Trains a picture classifier.",
     )
     output_dir = Path(args.output_dir)
-    recipe.check_scorable(args, config_class)
+    recipe.check_folder(args, config_class)
     config_class(**asdict(model_args))  # a shape that cannot be is refused before data is read
     if args.eval_strategy != "no" and not picture_args.hold_out:
         raise ValueError(

@@ -99,13 +99,17 @@ class RunArguments(TrainingArguments):
     def _check_counts(self):
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise ValueError("a run of no updates trains nothing: set --max_steps to at least 1")
-        for name in (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-        ):
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        for name in (*sizes, "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("save_steps", "eval_steps", "logging_steps"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                never = f"--{name.replace('steps', 'strategy')} no"
+                raise ValueError(f"--{name} is {getattr(self, name):g}; give 1 or more, or {never}")
 
 
 # The few of TrainingArguments' 120 fields that `--help` shows; all of them are flags.
@@ -228,8 +232,7 @@ class Parser(HfArgumentParser):
         """Whoever says how often to save or to evaluate, and not when, wants it so."""
         given = self._given(argv)
         for what in ("save", "eval"):
-            often = f"{what}_steps" in given and getattr(namespace, f"{what}_steps") > 0
-            if often and f"{what}_strategy" not in given:
+            if f"{what}_steps" in given and f"{what}_strategy" not in given:
                 setattr(namespace, f"{what}_strategy", "steps")
 
     @staticmethod
@@ -249,8 +252,10 @@ class Parser(HfArgumentParser):
 
     def _flags_of(self, path: Path) -> list[str]:
         if not path.is_file():
-            have = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
-            raise ValueError(f"there is no config {path}; in {CONFIGS} there are: {have}")
+            have = sorted(p.name for p in CONFIGS.glob("*.yaml"))
+            near = difflib.get_close_matches(path.name, have, n=1, cutoff=0.75)
+            hint = f"did you mean {near[0]}?" if near else f"these are: {', '.join(have)}"
+            raise ValueError(f"there is no config {path}; in {CONFIGS}: {hint}")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
@@ -260,7 +265,7 @@ class Parser(HfArgumentParser):
         flags = []
         for key, value in values.items():
             if key not in self._names():
-                self._refuse(str(key), f"key in {path}", otherwise="is it for another script?")
+                self._refuse(str(key), f"key in {path}", more="is the file for another script?")
             if isinstance(value, list):
                 flags += [f"--{key}", *map(str, value)]
             elif value is not None:
@@ -275,12 +280,10 @@ class Parser(HfArgumentParser):
     def _names(self) -> list[str]:
         return [f.name for kind in self.dataclass_types for f in dataclasses.fields(kind)]
 
-    def _refuse(
-        self, name: str, what: str, prefix: str = "", otherwise: str = "--help lists what there is"
-    ):
-        near = difflib.get_close_matches(name.lstrip("-"), self._names(), n=1, cutoff=0.75)
-        hint = f"did you mean {prefix}{near[0]}?" if near else otherwise
-        raise ValueError(f"unknown {what}: {name}; {hint}")
+    def _refuse(self, name: str, what: str, prefix="", more="--help lists what there is"):
+        near = difflib.get_close_matches(name.lstrip("-"), self._names(), n=1, cutoff=0.76)
+        hint = f"did you mean {prefix}{near[0]}? Or: " if near else ""
+        raise ValueError(f"unknown {what}: {name}; {hint}{more}")
 
 
 def parse_arguments(argv, default_config: str, *dataclass_types, description: str):
@@ -503,9 +506,16 @@ def read_json(path: Path):
         raise ValueError(f"{path} is damaged, no JSON: {error}") from error
 
 
-def check_scorable(args: RunArguments, config_class: type[PreTrainedConfig] | None = None) -> None:
-    """Raises ValueError where `--evaluate_only` finds no model, or not one of this config's."""
+def check_folder(args: RunArguments, config_class: type[PreTrainedConfig] | None = None) -> None:
+    """Refuses an `output_dir` that will not do, before any data is read.
+
+    Raises:
+        ValueError: `--evaluate_only` finds no model there, or not one of this config's; or a run is
+            to be put where other files lie.
+        OSError: the folder cannot be written.
+    """
     if not args.evaluate_only:
+        _check_place(Path(args.output_dir))
         return
     file = Path(args.output_dir) / "config.json"
     if not file.is_file():
@@ -538,11 +548,8 @@ def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
     """
     folder = Path(args.output_dir)
     args.settings = settings
-    _check_writable(folder)
+    _check_place(folder)
     finished, begun = folder / "metrics.json", folder / "settings.json"
-    is_run = finished.exists() or begun.exists()
-    if not is_run and any(not p.name.startswith(".") for p in folder.iterdir()):
-        raise ValueError(f"{folder} holds files that are no run; choose another --output_dir")
     if args.overwrite:
         return None
     changed = _changed(begun, settings) if finished.exists() or _has_checkpoints(folder) else ""
@@ -576,7 +583,8 @@ def _changed(begun: Path, settings: dict) -> str:
     return ", ".join(f"{k} was {before.get(k)}, is {settings.get(k)}" for k in names)
 
 
-def _check_writable(folder: Path) -> None:
+def _check_place(folder: Path) -> None:
+    """Whether a run may be put here: the folder can be written, and is a run's or empty."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -585,6 +593,9 @@ def _check_writable(folder: Path) -> None:
         raise OSError(
             f"cannot write to {folder}: {error.strerror}; choose another --output_dir"
         ) from error
+    is_run = (folder / "metrics.json").exists() or (folder / "settings.json").exists()
+    if not is_run and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise ValueError(f"{folder} holds files that are no run; choose another --output_dir")
 
 
 def begin(args: RunArguments, checkpoint: Path | None) -> None:

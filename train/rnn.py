@@ -182,7 +182,7 @@ def main(argv=None):
     output_dir = Path(args.output_dir)
     if args.max_steps < 1:
         raise ValueError("set --max_steps, how many updates to make: a text goes on as a ring")
-    recipe.check_scorable(args, RNNConfig)
+    recipe.check_folder(args, RNNConfig)
     set_seed(args.seed)
 
     # 2. Data

@@ -164,7 +164,7 @@ def train(argv, system: str, config_class, model_class) -> dict:
         description="Trains seq2seq.",
     )
     output_dir, task = Path(args.output_dir), TASKS[pair_args.dataset]
-    recipe.check_scorable(args, config_class)
+    recipe.check_folder(args, config_class)
     config_class(**asdict(model_args))  # a shape that cannot be is refused before data is read
     check_choices(pair_args, args.chosen)
     if pair_args.separators and not getattr(model_args, "sinusoidal_positions", False):

@@ -278,7 +278,7 @@ def main(argv=None):
     )
     output_dir = Path(args.output_dir)
     check_choices(word_args, args)
-    recipe.check_scorable(args, Word2VecConfig)
+    recipe.check_folder(args, Word2VecConfig)
     set_seed(args.seed)
     if model_args.architecture == "skip-gram":
         # The products of its updates are small: two threads took 21, 29 and 39 s, one 28 to 30.
