@@ -211,3 +211,10 @@ def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, mo
 def test_a_mistake_is_one_line(capsys, flags, tmp_path, more, words):
     capsys.readouterr()
     assert_refused(capsys, flags("cnn", tmp_path, *more), *words, main=cnn.main)
+
+
+def test_a_folder_of_other_files_is_refused_before_data_is_looked_for(capsys, flags, tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    wrong = flags("cnn", tmp_path, "--data_dir=nowhere", "--overwrite")
+    assert_refused(capsys, wrong, "holds files that are no run", main=cnn.main)
+    assert (tmp_path / "letters.txt").read_text() == "mine"

@@ -519,7 +519,7 @@ def test_flags_that_would_do_nothing_are_refused(text, tmp_path, capsys):
         ("--report_to=none",): ["--report_to"],
         ("--muon_learning_rate=0.1",): ["--muon_learning_rate"],
         ("--per_device_train_batch_size=40",): ["is 40", "multiple of --sharing, which is 32"],
-        ("--per_device_train_batch_size=0",): ["is 0", "multiple of --sharing", "32 would do"],
+        ("--per_device_train_batch_size=0",): ["is 0", "at least 1"],
         ("--block=48",): ["--sharing is 32", "multiple of --block, which is 48: 48 would do"],
         ("--max_vocab_size=0",): ["--max_vocab_size is 0; it must be at least 1"],
         ("--evaluate_only",): ["holds no model to score"],
