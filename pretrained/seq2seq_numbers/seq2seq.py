@@ -14,13 +14,18 @@ attention-based neural machine translation"):
       -> context  c = sum of a e                               (batch, target, 2 * hidden_size)
       -> tanh(W [c; h]), linear map                            (batch, target, vocab_size)
 
+    With `pre_attention`, the embedding x asks for a context, too, and the GRU layers read x + V c.
+
     score(h, e)      additive   v . tanh(W h + U e)                                   Bahdanau
                      general    h . W e                                               Luong
                      dot        h . K e, K fixed: the mean of both directions         Luong
 
 `attention_type="none"` leaves the context out: all that the decoder knows of the source is where
 its state begins. In Luong's order, the context comes after the recurrent layers, so that the whole
-target is read at once in training.
+target is read at once in training. But then the decoder does not know where it looked before, and
+in long texts takes one word for a like one elsewhere. `sinusoidal_positions` tells both sides where
+each token stands, by the waves of the Transformer; where a token is a character, they may count
+words, and characters within a word (`separator_token_ids`).
 
 Source and target share one vocabulary.
 """
@@ -49,6 +54,7 @@ from .seq2seq_common import (
     label_loss,
     shift_right,
 )
+from .transformer import count_positions, sinusoidal_positions
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -66,6 +72,11 @@ class Seq2SeqConfig(PreTrainedConfig):
         hidden_size: width of embedding and of the state of each direction.
         num_hidden_layers: recurrent layers of the encoder, and of the decoder.
         attention_type: "additive", "general", "dot" or "none".
+        pre_attention: attend also before the decoder's recurrent layers, which then know of the
+            source what each token before, and its place, have asked for.
+        sinusoidal_positions: add waves to the embeddings, as large as new ones.
+        separator_token_ids: tokens that words stand between. With them, half of the waves count
+            words, the others the tokens since the word began.
         hidden_dropout: on what each layer and the output layer read.
         initializer_range: standard deviation of new embeddings.
         tie_word_embeddings: the output layer is the embedding, transposed.
@@ -81,6 +92,9 @@ class Seq2SeqConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 1
     attention_type: str = "additive"
+    pre_attention: bool = False
+    sinusoidal_positions: bool = False
+    separator_token_ids: list[int] | None = None
     hidden_dropout: float = 0.0
     initializer_range: float = 0.1
     tie_word_embeddings: bool = True
@@ -94,6 +108,18 @@ class Seq2SeqConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         check_recurrent_config(self, "attention_type", ATTENTIONS)
         check_special_tokens(self)
+        if self.pre_attention and self.attention_type == "none":
+            raise ValueError(
+                "pre_attention needs an attention_type: set another than none, or leave it out"
+            )
+        separators = self.separator_token_ids or []
+        if separators and not self.sinusoidal_positions:
+            raise ValueError("separator_token_ids say what waves count: set sinusoidal_positions")
+        if not all(0 <= token < self.vocab_size for token in separators):
+            raise ValueError(
+                f"separator_token_ids are {separators}; they must be from 0 to "
+                f"{self.vocab_size - 1}, tokens of the vocabulary"
+            )
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
@@ -150,6 +176,25 @@ class DotAttention(nn.Module):
         return hidden @ encoded.unflatten(-1, (2, -1)).mean(2).mT
 
 
+def attend(attention: nn.Module, hidden, encoded, mask=None):
+    """The context of each position of the target, and where it looked.
+
+    Args:
+        attention: the score.
+        hidden: (batch, target, hidden_size), what asks.
+        encoded: (batch, source, 2 * hidden_size), what is looked at.
+        mask: (batch, source), 1 for text, 0 for padding; or None.
+
+    Returns:
+        (batch, target, 2 * hidden_size), (batch, target, source).
+    """
+    scores = attention(hidden, encoded).float()
+    if mask is not None:
+        scores = scores.masked_fill(mask[:, None] == 0, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1).to(encoded.dtype)
+    return weights @ encoded, weights
+
+
 ATTENTIONS = {
     "additive": AdditiveAttention,
     "general": GeneralAttention,
@@ -159,6 +204,67 @@ ATTENTIONS = {
 
 
 # ---------------------------------------------------------------------------- encoder and decoder
+
+# How many separators were read, and where the last one stood: none, as if one had come before. The
+# decoder's start token stands where the separator before its first word would.
+BEFORE_ANY_WORD, AT_START_TOKEN = (0, -1), (0, 0)
+
+
+def count_words(input_ids, positions, separators, attention_mask=None, state=BEFORE_ANY_WORD):
+    """Which word each token belongs to, and where in it: a separator begins the next word.
+
+    Args:
+        input_ids: (batch, time).
+        positions: where each token stands in the text, (batch or 1, time).
+        separators: tokens that words stand between, a list.
+        attention_mask: (batch, time), 0 for padding, which separates nothing.
+        state: of what was read before, as `BEFORE_ANY_WORD`, (batch, 1) each.
+
+    Returns:
+        0, 0, 0, 1, 1, ... and 1, 2, 3, 0, 1, ..., (batch, time) each; the state after.
+    """
+    before, last = state
+    separates = torch.isin(input_ids, torch.tensor(separators, device=input_ids.device))
+    if attention_mask is not None:
+        separates &= attention_mask.bool()
+    words = before + separates.cumsum(-1)
+    starts = torch.where(separates, positions, last).cummax(-1).values
+    return words, positions - starts, (words[:, -1:], starts[:, -1:])
+
+
+def place(
+    config: Seq2SeqConfig,
+    embeddings,
+    input_ids,
+    attention_mask=None,
+    past=0,
+    word_state=BEFORE_ANY_WORD,
+):
+    """Adds where each token stands to its embedding, if the config says so.
+
+    Args:
+        embeddings: (batch, time, hidden_size).
+        input_ids: (batch, time), whose embeddings they are.
+        attention_mask: (batch, time), 0 for padding.
+        past: how many tokens were read before.
+        word_state: `state` of `count_words`.
+
+    Returns:
+        (batch, time, hidden_size); the word state after, the same where words are not counted.
+    """
+    if not config.sinusoidal_positions:
+        return embeddings, word_state
+    positions, size = count_positions(embeddings, attention_mask, past), config.hidden_size
+    if config.separator_token_ids:
+        words, within, word_state = count_words(
+            input_ids, positions, config.separator_token_ids, attention_mask, word_state
+        )
+        half = size // 2
+        halves = (sinusoidal_positions(words, half), sinusoidal_positions(within, size - half))
+        waves = torch.cat(halves, -1)
+    else:
+        waves = sinusoidal_positions(positions, size)
+    return embeddings + config.initializer_range * waves.to(embeddings.dtype), word_state
 
 
 class BidirectionalLayer(nn.Module):
@@ -184,7 +290,7 @@ class Encoder(nn.Module):
     def __init__(self, config: Seq2SeqConfig, embed_tokens: nn.Embedding):
         super().__init__()
         size = config.hidden_size
-        self.embed_tokens = embed_tokens
+        self.config, self.embed_tokens = config, embed_tokens
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(
             BidirectionalLayer(2 * size if i else size, size)
@@ -203,7 +309,9 @@ class Encoder(nn.Module):
         check_sources(input_ids, attention_mask)
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
-        hidden_states, starts = self.embed_tokens(input_ids), []
+        embeddings = self.embed_tokens(input_ids)
+        hidden_states, _ = place(self.config, embeddings, input_ids, attention_mask)
+        starts = []
         for layer, bridge in zip(self.layers, self.bridges, strict=True):
             hidden_states, ends = layer(self.dropout(hidden_states), attention_mask)
             starts.append(bridge(ends.to(hidden_states.dtype)).tanh())
@@ -218,38 +326,50 @@ class Decoder(nn.Module):
     def __init__(self, config: Seq2SeqConfig, embed_tokens: nn.Embedding):
         super().__init__()
         size, attention = config.hidden_size, ATTENTIONS[config.attention_type]
-        self.embed_tokens = embed_tokens
+        self.config, self.embed_tokens = config, embed_tokens
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(
             RecurrentLayer("gru", size, size) for _ in range(config.num_hidden_layers)
         )
+        if config.pre_attention:
+            self.pre_attention = attention(size)
+            self.context_proj = linear(2 * size, size)
         self.attention = attention and attention(size)
         self.output_proj = linear(3 * size if attention else size, size)
 
-    def forward(self, decoder_input_ids, encoded, encoder_mask, starts):
+    def forward(self, decoder_input_ids, encoded, encoder_mask, starts, past: int = 0):
         """Reads the target's tokens before, and says what it makes of them.
 
         Args:
             decoder_input_ids: (batch, target).
             encoded: (batch, source, 2 * hidden_size).
             encoder_mask: (batch, source), 1 for text, 0 for padding; or None.
-            starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64.
+            starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64; then
+                `state` of `count_words`, if words are counted and tokens were read before.
+            past: how many tokens of the target were read before.
 
         Returns:
-            (batch, target, hidden_size); the states after; the attention (batch, target, source),
+            (batch, target, hidden_size); `starts` after; the attention (batch, target, source),
             None without.
         """
-        hidden_states, ends = self.embed_tokens(decoder_input_ids), []
-        for layer, start in zip(self.layers, starts, strict=True):
+        depth, embeddings = len(self.layers), self.embed_tokens(decoder_input_ids)
+        word_state = starts[depth] if len(starts) > depth else AT_START_TOKEN
+        hidden_states, word_state = place(
+            self.config, embeddings, decoder_input_ids, past=past, word_state=word_state
+        )
+        if self.config.pre_attention:
+            context, _ = attend(self.pre_attention, hidden_states, encoded, encoder_mask)
+            hidden_states = hidden_states + self.context_proj(context)
+        ends = []
+        for layer, start in zip(self.layers, starts[:depth], strict=True):
             hidden_states, end = layer(self.dropout(hidden_states), start)
             ends.append(end)
+        if self.config.separator_token_ids:
+            ends.append(word_state)
         if self.attention is None:
             return self.output_proj(self.dropout(hidden_states)).tanh(), ends, None
-        scores = self.attention(hidden_states, encoded).float()
-        if encoder_mask is not None:
-            scores = scores.masked_fill(encoder_mask[:, None] == 0, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1).to(encoded.dtype)  # (batch, target, source)
-        seen = torch.cat((weights @ encoded, hidden_states), -1)
+        context, weights = attend(self.attention, hidden_states, encoded, encoder_mask)
+        seen = torch.cat((context, hidden_states), -1)
         return self.output_proj(self.dropout(seen)).tanh(), ends, weights
 
 
@@ -262,6 +382,7 @@ class Seq2SeqPreTrainedModel(PreTrainedModel):
     config: Seq2SeqConfig
     config_class = Seq2SeqConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     # The loss is a mean over the batch that was given; Trainer divides by what it accumulates.
     accepts_loss_kwargs = False
     _no_split_modules = ["RecurrentLayer"]
@@ -314,7 +435,8 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         Returns:
             `last_hidden_state` (batch, target, hidden_size); `past_key_values`;
             `cross_attentions`, one of (batch, 1, target, source): how much each token that is
-            written looks at each that was read; `encoder_last_hidden_state`.
+            written looks at each that was read, behind the recurrent layers;
+            `encoder_last_hidden_state`.
 
         Raises:
             ValueError: neither or both sources, or no target.
@@ -327,7 +449,7 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values else 0
         starts = past_key_values.layers if past_key_values else self.first_states(encoder_outputs)
         hidden_states, ends, weights = self.decoder(
-            decoder_input_ids, encoder_outputs.last_hidden_state, attention_mask, starts
+            decoder_input_ids, encoder_outputs.last_hidden_state, attention_mask, starts, past
         )
         state = RecurrentState(ends, past + decoder_input_ids.shape[1])
         return Seq2SeqModelOutput(

@@ -10,6 +10,8 @@ its tokens are learned at once:
 import torch
 from torch import nn
 
+from .transformer import check_labels
+
 IGNORED_LABEL = -100  # what Hugging Face losses leave out
 
 
@@ -42,7 +44,12 @@ def check_sources(input_ids, attention_mask) -> None:
 
 
 def shift_right(labels: torch.LongTensor, config) -> torch.LongTensor:
-    """The tokens before each label: (batch, target) -> (batch, target)."""
+    """The tokens before each label: (batch, target) -> (batch, target).
+
+    Raises:
+        ValueError: a label is not a token.
+    """
+    check_labels(labels, config.vocab_size)
     shifted = labels.new_full(labels.shape, config.decoder_start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
