@@ -42,7 +42,8 @@ def main() -> None:
     }
     fixed = ["--config", str(config)]
     rows = [row, *ablate(bert.main, fixed, VARIANTS, score, updates, args.seeds)]
-    setting = f"mean of {args.seeds} seeds on {published['data']['name']}"
+    seeds = f"{len(scores['values'])} seeds of the published run, {args.seeds} of the others"
+    setting = f"on {published['data']['name']}, {seeds}"
     write(f"{name}_ablations", {"metric": score, "setting": setting, "rows": rows})
 
 
