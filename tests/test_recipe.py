@@ -222,6 +222,19 @@ def test_a_run_too_short_to_log_a_loss_has_a_figure_that_says_so(tmp_path, monke
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
+def test_what_is_gathered_from_shards_generates_as_the_model_did():
+    """`whole_model` under FSDP, which no CPU has: its parts are stood in for."""
+    model = gpt.GPTForCausalLM(gpt.GPTConfig(vocab_size=9, hidden_size=8, num_attention_heads=2))
+    model.generation_config.max_new_tokens = 7
+    trainer = Mock(is_fsdp_enabled=True, _model_class=gpt.GPTForCausalLM)
+    trainer.accelerator.unwrap_model.return_value = model
+    trainer.accelerator.get_state_dict.return_value = model.state_dict()
+    whole = recipe.RunTrainer.whole_model(trainer)
+    assert whole is not model and whole.generation_config.max_new_tokens == 7
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(whole.state_dict()[name], tensor)
+
+
 def test_a_setting_that_an_older_run_did_not_know_was_off(finished, tmp_path, flags, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

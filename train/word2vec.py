@@ -248,7 +248,7 @@ def check_choices(word_args: WordArguments, args: recipe.RunArguments) -> None:
             f"--per_device_train_batch_size is {batch}; a step reads {STEP_WORDS} words, which is "
             f"the most that an update can be of"
         )
-    if batch < 1 or batch % sharing:
+    if batch % sharing:
         raise ValueError(
             f"--per_device_train_batch_size is {batch}; it must be a multiple of --sharing, which "
             f"is {sharing}: {max(1, round(batch / sharing)) * sharing} would do"
