@@ -1,5 +1,6 @@
 """Seq2seq: attention against loops, GRUs against torch's, generation; its data sets and runs."""
 
+import itertools
 import json
 import lzma
 import math
@@ -445,6 +446,7 @@ def toy_pig_latin(monkeypatch):
     monkeypatch.setattr(pig_latin, "load_gutenberg", lambda collection, data_dir: books)
     monkeypatch.setattr(pig_latin, "read_dictionary", lambda: (words, "toy dictionary"))
     monkeypatch.setattr(pig_latin, "HELD_OUT", 2)
+    monkeypatch.setattr(pig_latin, "RARE_EVERY", 1000)
 
 
 def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin):
@@ -473,16 +475,32 @@ def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin)
     assert describe(load_pig_latin()) == describe(dataset)
 
 
-def test_some_words_to_train_on_are_in_capitals(toy_pig_latin, monkeypatch):
-    monkeypatch.setattr(pig_latin, "CAPITALS_EVERY", 2)
+def test_some_words_to_train_on_are_what_books_have_little_of(toy_pig_latin, monkeypatch):
+    plain = load_pig_latin()
+    monkeypatch.setattr(pig_latin, "RARE_EVERY", 3)
     dataset = load_pig_latin()
     train = dataset["train"]
-    assert [text.isupper() for text in train["source"][3:5]] == [False, True]
-    loud = [re.search(r"\b[A-Z]{2,}\b", text) is not None for text in train["source"][5:]]
-    assert loud == [i % 2 == 1 for i in range(len(loud))]
-    assert train["target"][4] == to_pig_latin(train["source"][4]) == train["target"][4].upper()
+    assert train["source"][:3] == plain["train"]["source"][:3]  # the sentences
+    pairs = list(zip(plain["train"]["source"][3:], train["source"][3:], strict=True))
+    assert len(pairs) > 3  # each change comes at least once
+    for was, again in pairs[::3]:
+        words, more = was.split(" "), again.split(" ")
+        assert [word for word, _ in itertools.groupby(more)] == words
+        assert len(again) <= 60 and (len(more) > len(words) or len(again) > 40)
+    for was, made_up in pairs[1::3]:
+        words, more = was.split(" "), made_up.split(" ")
+        different = [i for i in range(len(words)) if words[i] != more[i]]
+        assert len(different) <= 1  # as many words as before, of the same letters
+        for i in different:
+            assert set(more[i].lower()) <= set(words[i].lower())
+    assert any(was != made_up for was, made_up in pairs[1::3])
+    for was, loud in pairs[2::3]:
+        assert loud.lower() == was.lower() and re.search(r"\b[A-Z]{2,}\b", loud)
+    assert list(map(to_pig_latin, train["source"])) == train["target"][:]
     for split in ("validation", "test"):
-        assert all(text.islower() for text in dataset[split]["source"][2:])
+        assert dataset[split]["source"][:] == plain[split]["source"][:]
+    monkeypatch.setattr(pig_latin, "_made_up", lambda text, draw: dataset["test"]["source"][2])
+    assert_disjoint(load_pig_latin())  # what is made up may be a word of the test
 
 
 def test_too_few_sentences_are_said(toy_pig_latin, monkeypatch):
