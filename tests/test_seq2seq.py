@@ -490,7 +490,7 @@ def test_some_words_to_train_on_are_what_books_have_little_of(toy_pig_latin, mon
     for was, made_up in pairs[1::3]:
         words, more = was.split(" "), made_up.split(" ")
         different = [i for i in range(len(words)) if words[i] != more[i]]
-        assert len(different) <= 1  # as many words as before, of the same letters
+        assert len(different) <= 1  # as many words as before, of letters of the same word
         for i in different:
             assert set(more[i].lower()) <= set(words[i].lower())
     assert any(was != made_up for was, made_up in pairs[1::3])
