@@ -205,6 +205,7 @@ ATTENTIONS = {
 
 # ---------------------------------------------------------------------------- encoder and decoder
 
+COUNT_BASE = 100  # words of a sentence and letters of a word are few: no waves of thousands
 # How many separators were read, and where the last one stood: none, as if one had come before. The
 # decoder's start token stands where the separator before its first word would.
 BEFORE_ANY_WORD, AT_START_TOKEN = (0, -1), (0, 0)
@@ -260,8 +261,8 @@ def place(
             input_ids, positions, config.separator_token_ids, attention_mask, word_state
         )
         half = size // 2
-        halves = (sinusoidal_positions(words, half), sinusoidal_positions(within, size - half))
-        waves = torch.cat(halves, -1)
+        halves = ((words, half), (within, size - half))
+        waves = torch.cat([sinusoidal_positions(*one, base=COUNT_BASE) for one in halves], -1)
     else:
         waves = sinusoidal_positions(positions, size)
     return embeddings + config.initializer_range * waves.to(embeddings.dtype), word_state
