@@ -214,17 +214,17 @@ def test_waves_count_words_and_what_stands_in_them():
     *found, _ = seq2seq_model.count_words(ids[:, 5:], positions[:, 5:], separators, state=past)
     assert_close([torch.cat(pair, 1) for pair in zip(begun, found, strict=True)], [words, places])
 
-    model = make(sinusoidal_positions=True, separator_token_ids=separators)
+    model = make(sinusoidal_positions=True, separator_token_ids=separators, wave_size=3.0)
 
     def waves_of(words, places):
         half = SIZE // 2
         waves = torch.zeros(*words.shape, SIZE)
         for i in range(0, half, 2):
             for counts, first in ((words, 0), (places, half)):
-                angles = counts / 10000 ** (i / half)
+                angles = counts / 100 ** (i / half)
                 waves[..., first + i] = angles.sin()
                 waves[..., first + i + 1] = angles.cos()
-        return model.config.initializer_range * waves
+        return 3 * model.config.initializer_range * waves
 
     waves, _ = seq2seq_model.place(model.config, torch.zeros(2, 8, SIZE), ids)
     assert_close(waves, waves_of(words, places), **close)
@@ -312,6 +312,7 @@ def test_greedy_generation_is_the_best_token_each_time():
         ({"hidden_dropout": 1.0}, r"must be in \[0, 1\)"),
         ({"initializer_range": 0.0}, "must be above 0"),
         ({"separator_token_ids": [3]}, "set sinusoidal_positions"),
+        ({"sinusoidal_positions": True, "wave_size": 0}, "wave_size is 0; it must be above 0"),
         (
             {"sinusoidal_positions": True, "separator_token_ids": [256]},
             "they must be from 0 to 255",
