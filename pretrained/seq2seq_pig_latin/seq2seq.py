@@ -74,7 +74,8 @@ class Seq2SeqConfig(PreTrainedConfig):
         attention_type: "additive", "general", "dot" or "none".
         pre_attention: attend also before the decoder's recurrent layers, which then know of the
             source what each token before, and its place, have asked for.
-        sinusoidal_positions: add waves to the embeddings, as large as new ones.
+        sinusoidal_positions: add waves to the embeddings.
+        wave_size: how high the waves are, in standard deviations of new embeddings.
         separator_token_ids: tokens that words stand between. With them, half of the waves count
             words, the others the tokens since the word began.
         hidden_dropout: on what each layer and the output layer read.
@@ -94,6 +95,7 @@ class Seq2SeqConfig(PreTrainedConfig):
     attention_type: str = "additive"
     pre_attention: bool = False
     sinusoidal_positions: bool = False
+    wave_size: float = 1.0
     separator_token_ids: list[int] | None = None
     hidden_dropout: float = 0.0
     initializer_range: float = 0.1
@@ -112,6 +114,8 @@ class Seq2SeqConfig(PreTrainedConfig):
             raise ValueError(
                 "pre_attention needs an attention_type: set another than none, or leave it out"
             )
+        if not self.wave_size > 0:
+            raise ValueError(f"wave_size is {self.wave_size}; it must be above 0")
         separators = self.separator_token_ids or []
         if separators and not self.sinusoidal_positions:
             raise ValueError("separator_token_ids say what waves count: set sinusoidal_positions")
@@ -205,6 +209,7 @@ ATTENTIONS = {
 
 # ---------------------------------------------------------------------------- encoder and decoder
 
+COUNT_BASE = 100  # words of a sentence and letters of a word are few: no waves of thousands
 # How many separators were read, and where the last one stood: none, as if one had come before. The
 # decoder's start token stands where the separator before its first word would.
 BEFORE_ANY_WORD, AT_START_TOKEN = (0, -1), (0, 0)
@@ -260,11 +265,12 @@ def place(
             input_ids, positions, config.separator_token_ids, attention_mask, word_state
         )
         half = size // 2
-        halves = (sinusoidal_positions(words, half), sinusoidal_positions(within, size - half))
-        waves = torch.cat(halves, -1)
+        halves = ((words, half), (within, size - half))
+        waves = torch.cat([sinusoidal_positions(*one, base=COUNT_BASE) for one in halves], -1)
     else:
         waves = sinusoidal_positions(positions, size)
-    return embeddings + config.initializer_range * waves.to(embeddings.dtype), word_state
+    waves = config.wave_size * config.initializer_range * waves
+    return embeddings + waves.to(embeddings.dtype), word_state
 
 
 class BidirectionalLayer(nn.Module):
