@@ -2,7 +2,8 @@
 
     marley was [MASK] : to begin with .          ->  dead
 
-Of each block, 15 % of the tokens are *chosen*: the loss is over these (Devlin et al. 2018, "BERT").
+Of each block, 15 % of the tokens are *chosen*: the loss is over these (Devlin et al. 2018, "BERT";
+more of them teach more in an update, Wettig et al. 2022, "Should you mask 15%?").
 A model that finds [MASK] at every chosen place would learn that nothing is to be known of the
 others, and never meets [MASK] when it is used. So of the chosen, 80 % become [MASK], 10 % become
 any token, and 10 % stay. With whole words, a word is chosen with all of its pieces: the rest of a
@@ -20,7 +21,7 @@ import torch
 
 from groundup.data_scripts.tokenization import IGNORED_LABEL
 
-CHOSEN, MASKED, RANDOM = 0.15, 0.8, 0.1  # share of all; of the chosen
+CHOSEN, MASKED, RANDOM = 0.15, 0.8, 0.1  # share of all, unless another is given; of the chosen
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class MaskedBlocks(torch.utils.data.Dataset):
         seed: of the blanks.
         goes_on: (tokens,), bool, True for a piece that goes on with the word before it: whole words
             are chosen then. None: each token by itself.
+        chosen: share of the tokens that are to be guessed.
 
     Raises:
-        ValueError: fewer tokens than one block has.
+        ValueError: fewer tokens than one block has, or a share that is none.
     """
 
     def __init__(
@@ -68,7 +70,10 @@ class MaskedBlocks(torch.utils.data.Dataset):
         block_size: int,
         seed: int,
         goes_on: np.ndarray | None = None,
+        chosen: float = CHOSEN,
     ):
+        if not 0 < chosen < 1:
+            raise ValueError(f"the share of blanks is {chosen}; it must be between 0 and 1")
         if block_size < 3:
             raise ValueError(f"block_size is {block_size}; [CLS], a token and [SEP] are 3")
         self.length = block_size - 2
@@ -78,6 +83,7 @@ class MaskedBlocks(torch.utils.data.Dataset):
                 f"smaller blocks (--max_position_embeddings)"
             )
         self.ids, self.specials, self.seed, self.goes_on = ids, specials, seed, goes_on
+        self.chosen = chosen
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -124,7 +130,7 @@ class MaskedBlocks(torch.utils.data.Dataset):
             first[:, 0] = True
             start = np.maximum.accumulate(np.where(first, np.arange(self.length), 0), axis=1)
             chance = np.take_along_axis(chance, start, axis=1)
-        return chance < CHOSEN
+        return chance < self.chosen
 
     def _blank_out(self, kind, other, tokens: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Of the chosen, 80 % as [MASK], 10 % as any token, 10 % as they are."""

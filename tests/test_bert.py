@@ -298,6 +298,15 @@ def test_whole_words_are_blanked_with_all_of_their_pieces():
     assert chosen.float().mean() == pytest.approx(0.15, abs=0.02)
 
 
+def test_more_blanks_are_those_that_fewer_have_and_others():
+    _, _, fewer, _ = many_blocks()
+    _, tokens, more, text = many_blocks(chosen=0.4)
+    inner = more[:, 1:-1]
+    assert (inner != -100).float().mean() == pytest.approx(0.4, abs=0.01)
+    assert (more != -100)[fewer != -100].all()
+    assert torch.equal(tokens[:, 1:-1][inner == -100], text[inner == -100])
+
+
 def test_special_tokens_in_the_text_are_never_blanks():
     ids = np.full(620, 3, dtype=np.uint16)
     ids[::2] = 9
@@ -311,6 +320,8 @@ def test_wrong_arguments_of_masked_blocks():
         MaskedBlocks(np.arange(61), SPECIALS, 64, seed=0)
     with pytest.raises(ValueError, match="block_size is 2"):
         MaskedBlocks(np.arange(61), SPECIALS, 2, seed=0)
+    with pytest.raises(ValueError, match="the share of blanks is 1; it must be between 0 and 1"):
+        MaskedBlocks(np.arange(62), SPECIALS, 64, seed=0, chosen=1)
     blocks = MaskedBlocks(np.arange(62), SPECIALS, 64, seed=0)
     with pytest.raises(IndexError):
         blocks[1]
@@ -496,6 +507,7 @@ num_attention_heads: 2
 max_position_embeddings: 32
 tokenizer_vocab_size: 160
 whole_words: true
+blank_share: 0.2
 hidden_dropout: 0.1
 max_steps: 60
 per_device_train_batch_size: 16
@@ -563,6 +575,7 @@ def test_a_run_on_blanks_leaves_what_it_should(finished):
     assert 1 < metrics["pseudo_perplexity"] < 20
     card = (finished / "README.md").read_text()
     assert "It fills in blanks" in card and "[MASK]" in card and "fill-mask" in card
+    assert "In training 20% of all tokens are blanks" in card
 
 
 def test_a_stopped_run_on_blanks_ends_with_the_same_bits(flags, finished, tmp_path):
@@ -717,7 +730,8 @@ def test_pseudo_perplexity_is_that_of_one_blank_at_a_time(finished):
     [
         (["--task", "mnli"], "--task mnli is unknown: give blanks, sst2, cola"),
         (["--split", "train"], "--split train is unknown"),
-        (["--task", "sst2"], "--text is for --task blanks"),
+        (["--blank_share", "1"], "--blank_share is 1.0; give a share"),
+        (["--task", "sst2"], "--blank_share is for --task blanks"),
         (["--random_weights"], "--random_weights is for --task sst2"),
         (["--split", "validation"], "--split is for --task sst2"),
         (["--corpus", "french"], "--corpus french is unknown: give english or film_reviews"),

@@ -34,7 +34,7 @@ from transformers import (
 from groundup.data_scripts.english import load_english
 from groundup.data_scripts.film_reviews import load_film_reviews
 from groundup.data_scripts.glue import CLASSES, HELD_OUT, hold_out, load_glue
-from groundup.data_scripts.masking import MaskedBlocks
+from groundup.data_scripts.masking import CHOSEN, MaskedBlocks
 from groundup.data_scripts.sources import describe
 from groundup.data_scripts.text import load_text
 from groundup.data_scripts.tokenization import IGNORED_LABEL
@@ -106,6 +106,8 @@ READ = {
 }
 ModelArguments = recipe.model_arguments(BERTConfig, leave_out=["vocab_size"])
 
+FOR_BLANKS = {"tokenizer_vocab_size", "whole_words", "blank_share", "corpus", "text"}
+
 
 @dataclass
 class TaskArguments:
@@ -125,6 +127,10 @@ class TaskArguments:
     whole_words: bool = field(
         default=False, metadata={"help": "Blank out words rather than pieces of them."}
     )
+    blank_share: float = field(
+        default=CHOSEN,
+        metadata={"help": f"Share of the tokens to guess in training; {CHOSEN} where scored."},
+    )
     split: str = field(
         default="test",
         metadata={"help": "Sentences to score on: test, or validation, of the training ones."},
@@ -136,6 +142,8 @@ class TaskArguments:
     def __post_init__(self):
         if self.task not in SCORES:
             raise ValueError(f"--task {self.task} is unknown: give {', '.join(SCORES)}")
+        if not 0 < self.blank_share < 1:
+            raise ValueError(f"--blank_share is {self.blank_share}; give a share from 0 to 1")
         if self.corpus not in CORPORA:
             raise ValueError(f"--corpus {self.corpus} is unknown: give {' or '.join(CORPORA)}")
         if self.split not in ("validation", "test"):
@@ -163,7 +171,7 @@ def check_choices(task_args, tune_args, args) -> None:
             raise ValueError("--text and --corpus are two sources of text: leave one out")
         if tune_args.base_model and "tokenizer_vocab_size" in args.chosen:
             raise ValueError("--base_model has its tokenizer: leave out --tokenizer_vocab_size")
-    elif unused := {"tokenizer_vocab_size", "whole_words", "corpus", "text"} & args.chosen:
+    elif unused := FOR_BLANKS & args.chosen:
         raise ValueError(
             f"--{min(unused)} is for --task {BLANKS}; {task_args.task} has its own sentences, and "
             f"the base model its tokenizer"
@@ -208,11 +216,13 @@ def make_masked_model(tune_args, model_args, chosen: set[str], vocab_size: int) 
     return adapters.load_base_model(tune_args.base_model, model_args, chosen, AutoModelForMaskedLM)
 
 
-def masked_blocks(tokenizer, texts, block_size: int, seed: int, whole_words: bool) -> MaskedBlocks:
+def masked_blocks(
+    tokenizer, texts, block_size: int, seed: int, whole_words: bool, chosen: float
+) -> MaskedBlocks:
     """The documents, one after the other, with blanks."""
     ids = encode_running(tokenizer, texts)
     goes_on = pieces_that_go_on(tokenizer, ids) if whole_words else None
-    return MaskedBlocks(ids, specials_of(tokenizer), block_size, seed, goes_on)
+    return MaskedBlocks(ids, specials_of(tokenizer), block_size, seed, goes_on, chosen)
 
 
 def blank_scores(logits, labels):
@@ -350,8 +360,11 @@ def main(argv=None):
     if fills_blanks:
         size, whole = model.config.max_position_embeddings, task_args.whole_words
         train, scored = (
-            masked_blocks(tokenizer, dataset[split]["text"], size, seed, whole)
-            for split, seed in (("train", args.seed), ("validation", 0))
+            masked_blocks(tokenizer, dataset[split]["text"], size, seed, whole, chosen)
+            for split, seed, chosen in (
+                ("train", args.seed, task_args.blank_share),
+                ("validation", 0, CHOSEN),
+            )
         )
         parts = {"preprocess_logits_for_metrics": blank_scores, "compute_metrics": blank_metrics}
     else:
@@ -496,6 +509,11 @@ def write_report(
     base, start = tune_args.base_model, beginning(task_args, tune_args)
     if fills_blanks:
         about = f"{about} It fills in blanks. {start}".strip()
+        if task_args.blank_share != CHOSEN:
+            about += (
+                f" In training {task_args.blank_share:.0%} of all tokens are blanks, so that the "
+                f"loss is higher than where {CHOSEN:.0%} are, as in the scores."
+            )
         sections, limits = told_of_blanks(model, tokenizer, task_args, dataset)
         if base:
             before, after = run["metrics"][BEFORE], run["metrics"][SCORES[BLANKS]]
