@@ -2,8 +2,8 @@
 
     marley was [MASK] : to begin with .          ->  dead
 
-Of each block, 15 % of the tokens are *chosen*: the loss is over these (Devlin et al. 2018, "BERT";
-more of them teach more in an update, Wettig et al. 2022, "Should you mask 15%?").
+Of each block, 15 % of the tokens are *chosen*, unless another share is asked for: the loss is over
+these (Devlin et al. 2018, "BERT"; Wettig et al. 2022, "Should you mask 15%?", for more).
 A model that finds [MASK] at every chosen place would learn that nothing is to be known of the
 others, and never meets [MASK] when it is used. So of the chosen, 80 % become [MASK], 10 % become
 any token, and 10 % stay. With whole words, a word is chosen with all of its pieces: the rest of a
@@ -57,10 +57,10 @@ class MaskedBlocks(torch.utils.data.Dataset):
         seed: of the blanks.
         goes_on: (tokens,), bool, True for a piece that goes on with the word before it: whole words
             are chosen then. None: each token by itself.
-        chosen: share of the tokens that are to be guessed.
+        blank_share: share of the tokens that are to be guessed, at least 0.01.
 
     Raises:
-        ValueError: fewer tokens than one block has, or a share that is none.
+        ValueError: fewer tokens than one block has, or a share that cannot be.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class MaskedBlocks(torch.utils.data.Dataset):
         block_size: int,
         seed: int,
         goes_on: np.ndarray | None = None,
-        chosen: float = CHOSEN,
+        blank_share: float = CHOSEN,
     ):
-        if not 0 < chosen < 1:
-            raise ValueError(f"the share of blanks is {chosen}; it must be between 0 and 1")
+        if not 0.01 <= blank_share < 1:  # of less, whole batches would have none
+            raise ValueError(f"blank_share is {blank_share}; give 0.01 or more, and less than 1")
         if block_size < 3:
             raise ValueError(f"block_size is {block_size}; [CLS], a token and [SEP] are 3")
         self.length = block_size - 2
@@ -83,7 +83,7 @@ class MaskedBlocks(torch.utils.data.Dataset):
                 f"smaller blocks (--max_position_embeddings)"
             )
         self.ids, self.specials, self.seed, self.goes_on = ids, specials, seed, goes_on
-        self.chosen = chosen
+        self.blank_share = blank_share
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -130,7 +130,7 @@ class MaskedBlocks(torch.utils.data.Dataset):
             first[:, 0] = True
             start = np.maximum.accumulate(np.where(first, np.arange(self.length), 0), axis=1)
             chance = np.take_along_axis(chance, start, axis=1)
-        return chance < self.chosen
+        return chance < self.blank_share
 
     def _blank_out(self, kind, other, tokens: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Of the chosen, 80 % as [MASK], 10 % as any token, 10 % as they are."""

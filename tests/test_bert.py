@@ -300,7 +300,7 @@ def test_whole_words_are_blanked_with_all_of_their_pieces():
 
 def test_more_blanks_are_those_that_fewer_have_and_others():
     _, _, fewer, _ = many_blocks()
-    _, tokens, more, text = many_blocks(chosen=0.4)
+    _, tokens, more, text = many_blocks(blank_share=0.4)
     inner = more[:, 1:-1]
     assert (inner != -100).float().mean() == pytest.approx(0.4, abs=0.01)
     assert (more != -100)[fewer != -100].all()
@@ -320,8 +320,8 @@ def test_wrong_arguments_of_masked_blocks():
         MaskedBlocks(np.arange(61), SPECIALS, 64, seed=0)
     with pytest.raises(ValueError, match="block_size is 2"):
         MaskedBlocks(np.arange(61), SPECIALS, 2, seed=0)
-    with pytest.raises(ValueError, match="the share of blanks is 1; it must be between 0 and 1"):
-        MaskedBlocks(np.arange(62), SPECIALS, 64, seed=0, chosen=1)
+    with pytest.raises(ValueError, match="blank_share is 1; give"):
+        MaskedBlocks(np.arange(62), SPECIALS, 64, seed=0, blank_share=1)
     blocks = MaskedBlocks(np.arange(62), SPECIALS, 64, seed=0)
     with pytest.raises(IndexError):
         blocks[1]
@@ -575,7 +575,20 @@ def test_a_run_on_blanks_leaves_what_it_should(finished):
     assert 1 < metrics["pseudo_perplexity"] < 20
     card = (finished / "README.md").read_text()
     assert "It fills in blanks" in card and "[MASK]" in card and "fill-mask" in card
-    assert "In training 20% of all tokens are blanks" in card
+    assert "In training 20 % of the tokens are blanks, in the scores 15%" in card
+
+
+def test_the_share_of_blanks_is_one_of_training(flags, tmp_path, monkeypatch):
+    made = []
+
+    class Noted(MaskedBlocks):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append((self.seed, self.blank_share))
+
+    monkeypatch.setattr(bert, "MaskedBlocks", Noted)
+    bert.main(flags(tmp_path / "run", "--max_steps", "1", "--seed", "7"))
+    assert made == [(7, 0.2), (0, 0.15)]
 
 
 def test_a_stopped_run_on_blanks_ends_with_the_same_bits(flags, finished, tmp_path):
@@ -730,7 +743,7 @@ def test_pseudo_perplexity_is_that_of_one_blank_at_a_time(finished):
     [
         (["--task", "mnli"], "--task mnli is unknown: give blanks, sst2, cola"),
         (["--split", "train"], "--split train is unknown"),
-        (["--blank_share", "1"], "--blank_share is 1.0; give a share"),
+        (["--blank_share", "1"], "--blank_share is 1.0; give 0.01 or more"),
         (["--task", "sst2"], "--blank_share is for --task blanks"),
         (["--random_weights"], "--random_weights is for --task sst2"),
         (["--split", "validation"], "--split is for --task sst2"),

@@ -235,17 +235,22 @@ def test_what_is_gathered_from_shards_generates_as_the_model_did():
         assert torch.equal(whole.state_dict()[name], tensor)
 
 
-def test_a_setting_that_an_older_run_did_not_know_was_off(finished, tmp_path, flags, capsys):
+def test_a_setting_that_an_older_run_did_not_know_had_its_default(
+    finished, tmp_path, flags, capsys
+):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings.pop("lora_rank") == 0
+    assert settings.pop("lora_rank") == 0 and settings.pop("initializer_range") == 0.02
     (folder / "settings.json").write_text(json.dumps(settings | {"forgotten": False}))
     with pytest.raises(SystemExit) as stopped:
         gpt.main(flags(folder))
     assert stopped.value.code == 0 and "holds a finished run" in capsys.readouterr().out
     (folder / "settings.json").write_text(json.dumps(settings | {"forgotten": 3}))
     assert_refused(capsys, flags(folder), "other settings (forgotten was 3, is None)")
+    (folder / "settings.json").write_text(json.dumps(settings))
+    more = [*flags(folder), "--initializer_range", "0.1"]
+    assert_refused(capsys, more, "other settings (initializer_range was 0.02, is 0.1)")
 
 
 def test_a_list_is_a_flag_and_a_line_of_yaml(yaml_file):

@@ -179,15 +179,16 @@ def test_outputs_and_gradients_are_those_of_the_same_on_torchs_gru(attention_typ
         assert_close(found[name], gru.weight_ih_l0.grad, **close)
 
 
-def test_places_are_waves_added_to_both_sides_embeddings():
-    with_waves, without = make(sinusoidal_positions=True), make()
+@pytest.mark.parametrize("height", [1, 3])
+def test_places_are_waves_added_to_both_sides_embeddings(height):
+    with_waves, without = make(sinusoidal_positions=True, wave_size=float(height)), make()
     inputs = batch()
     left = {
         name: torch.roll(inputs[name][1:2], 3, dims=1) for name in ("input_ids", "attention_mask")
     }
     labels = inputs["labels"][1:2]
     # Token by token: sin and cos of t / 10000^(2i/d), as large as new embeddings are.
-    size = with_waves.config.initializer_range
+    size = height * with_waves.config.initializer_range
     angles = torch.arange(20)[:, None] / 10000 ** (torch.arange(0, SIZE, 2) / SIZE)
     waves = size * torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
     embed, calls = without.model.embed_tokens.weight, iter((waves[:3], waves[: labels.shape[1]]))
@@ -214,7 +215,8 @@ def test_waves_count_words_and_what_stands_in_them():
     *found, _ = seq2seq_model.count_words(ids[:, 5:], positions[:, 5:], separators, state=past)
     assert_close([torch.cat(pair, 1) for pair in zip(begun, found, strict=True)], [words, places])
 
-    model = make(sinusoidal_positions=True, separator_token_ids=separators, wave_size=3.0)
+    waves = {"wave_size": 3.0, "wave_base": 100.0}
+    model = make(sinusoidal_positions=True, separator_token_ids=separators, **waves)
 
     def waves_of(words, places):
         half = SIZE // 2
@@ -313,6 +315,8 @@ def test_greedy_generation_is_the_best_token_each_time():
         ({"initializer_range": 0.0}, "must be above 0"),
         ({"separator_token_ids": [3]}, "set sinusoidal_positions"),
         ({"sinusoidal_positions": True, "wave_size": 0}, "wave_size is 0; it must be above 0"),
+        ({"sinusoidal_positions": True, "wave_base": math.inf}, "wave_base is inf; it must be"),
+        ({"wave_size": 2.0}, "set sinusoidal_positions"),
         (
             {"sinusoidal_positions": True, "separator_token_ids": [256]},
             "they must be from 0 to 255",
@@ -425,6 +429,7 @@ def test_pig_latin_by_hand(english, expected):
     assert to_pig_latin(english) == expected
 
 
+WORDS_OF_A_TOY = ("dog", "tree", "sun", "moon", "'tis", "star", "sky", "sea", "hill")
 BOOK = """CHAPTER I
 
 Mr. Bumble went out. He saw the dog, and ran.
@@ -443,27 +448,28 @@ def toy_pig_latin(monkeypatch):
     """The sentences of a short book, and words of a short dictionary."""
     books = DatasetDict(train=Dataset.from_dict({"title": ["Toy"], "text": [BOOK]}))
     books["train"].info.description = "toy books"
-    words = {word: ["AH"] for word in ("dog", "tree", "sun", "moon", "'tis", "star", "sky", "sea")}
+    words = {word: ["AH"] for word in WORDS_OF_A_TOY}
     monkeypatch.setattr(pig_latin, "load_gutenberg", lambda collection, data_dir: books)
     monkeypatch.setattr(pig_latin, "read_dictionary", lambda: (words, "toy dictionary"))
     monkeypatch.setattr(pig_latin, "HELD_OUT", 2)
-    monkeypatch.setattr(pig_latin, "RARE_EVERY", 1000)
+    monkeypatch.setattr(pig_latin, "CHANGE_EVERY", 1000)
 
 
 def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin):
     dataset = load_pig_latin()
     assert_disjoint(dataset)
     texts = set().union(*texts_of(dataset).values())
-    pieces = set(dataset["train"]["source"][5:])
+    pieces = set(dataset["train"]["source"][6:])
     assert {text for text in texts - pieces if " " in text} == {
         *("He saw the dog, and ran.", "It was late; too late!", "why not?", "Who ran?"),
         *("A cat-like man did.", "It is odd.", "We go there."),
     }
     assert {text for text in texts if " " not in text} == {
-        *("tree", "sun", "moon", "star", "sky", "sea"),  # dog stands in a sentence
+        # dog stands in a sentence
+        *("tree", "sun", "moon", "star", "sky", "sea", "hill"),
     }
     assert {split: len(rows) for split, rows in dataset.items()} == {
-        **{"train": 3 + 2 + len(pieces), "validation": 4, "test": 4}
+        **{"train": 3 + 3 + len(pieces), "validation": 4, "test": 4}
     }
     long_sentence = " ".join(BOOK.split("\n\n")[-1].split())
     assert len(pieces) > 1 and all(piece in long_sentence for piece in pieces)
@@ -478,7 +484,7 @@ def test_pig_latin_has_short_sentences_and_words_that_are_in_none(toy_pig_latin)
 
 def test_some_words_to_train_on_are_what_books_have_little_of(toy_pig_latin, monkeypatch):
     plain = load_pig_latin()
-    monkeypatch.setattr(pig_latin, "RARE_EVERY", 3)
+    monkeypatch.setattr(pig_latin, "CHANGE_EVERY", 3)
     dataset = load_pig_latin()
     train = dataset["train"]
     assert train["source"][:3] == plain["train"]["source"][:3]  # the sentences
@@ -500,13 +506,64 @@ def test_some_words_to_train_on_are_what_books_have_little_of(toy_pig_latin, mon
     assert list(map(to_pig_latin, train["source"])) == train["target"][:]
     for split in ("validation", "test"):
         assert dataset[split]["source"][:] == plain[split]["source"][:]
-    monkeypatch.setattr(pig_latin, "_made_up", lambda text, draw: dataset["test"]["source"][2])
-    assert_disjoint(load_pig_latin())  # what is made up may be a word of the test
+
+    # What is made up may be a word that is tested: such a text is left out.
+    held_out = {*dataset["test"]["source"][2:], *dataset["validation"]["source"][2:]}
+    for word in held_out:
+        loud = word.upper()
+        monkeypatch.setattr(pig_latin, "_made_up", lambda text, draw, loud=loud: f"{text}, {loud}")
+        train = load_pig_latin()["train"]["source"][:]
+        assert len(train) < len(dataset["train"])
+        assert held_out.isdisjoint(pig_latin.WORD.findall(" ".join(train).lower()))
+
+
+class Drawn:
+    """A `random.Random` that draws what it is told, and the last of each list."""
+
+    def __init__(self, *numbers):
+        self.numbers = iter(numbers)
+
+    def choice(self, options):
+        """The last one."""
+        return options[-1]
+
+    def sample(self, letters, count):
+        """All, the other way round."""
+        return letters[::-1]
+
+    def randrange(self, *_):
+        """The next number."""
+        return next(self.numbers)
+
+    randint = randrange
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "expected"),
+    [
+        ("the hammer.", (0,), "the remmah."),
+        ("the Hammer.", (0,), "the Remmah."),
+        ("the HAMMER,", (0,), "the REMMAH,"),
+        ("don't", (0,), "tnod"),
+        ("hammer", (1,), "hmmr"),
+        ("Eau", (1,), "Eau"),  # nothing would be left
+        ("banana", (2, 1, 2), "bananana"),  # "an" twice
+        ("A", (2, 0, 1), "Aa"),
+    ],
+)
+def test_words_are_made_up(text, numbers, expected):
+    assert pig_latin._made_up(text, Drawn(*numbers)) == expected
+
+
+def test_a_word_comes_again_as_far_as_there_is_room():
+    assert pig_latin._again("ha, ho", Drawn(0, 2)) == "ha, ha, ha, ho"
+    assert pig_latin._again(50 * "a" + " is", Drawn(1, 3)) == 50 * "a" + 3 * " is"
+    assert pig_latin._again(70 * "a", Drawn(0, 3)) == 70 * "a"
 
 
 def test_too_few_sentences_are_said(toy_pig_latin, monkeypatch):
     monkeypatch.setattr(pig_latin, "HELD_OUT", 3)
-    with pytest.raises(ValueError, match="7 sentences and 6 words are too few"):
+    with pytest.raises(ValueError, match="7 sentences and 7 words are too few"):
         load_pig_latin()
 
 

@@ -142,8 +142,10 @@ class TaskArguments:
     def __post_init__(self):
         if self.task not in SCORES:
             raise ValueError(f"--task {self.task} is unknown: give {', '.join(SCORES)}")
-        if not 0 < self.blank_share < 1:
-            raise ValueError(f"--blank_share is {self.blank_share}; give a share from 0 to 1")
+        if not 0.01 <= self.blank_share < 1:
+            raise ValueError(
+                f"--blank_share is {self.blank_share}; give 0.01 or more, and less than 1"
+            )
         if self.corpus not in CORPORA:
             raise ValueError(f"--corpus {self.corpus} is unknown: give {' or '.join(CORPORA)}")
         if self.split not in ("validation", "test"):
@@ -217,12 +219,12 @@ def make_masked_model(tune_args, model_args, chosen: set[str], vocab_size: int) 
 
 
 def masked_blocks(
-    tokenizer, texts, block_size: int, seed: int, whole_words: bool, chosen: float
+    tokenizer, texts, block_size: int, seed: int, whole_words: bool, blank_share: float
 ) -> MaskedBlocks:
     """The documents, one after the other, with blanks."""
     ids = encode_running(tokenizer, texts)
     goes_on = pieces_that_go_on(tokenizer, ids) if whole_words else None
-    return MaskedBlocks(ids, specials_of(tokenizer), block_size, seed, goes_on, chosen)
+    return MaskedBlocks(ids, specials_of(tokenizer), block_size, seed, goes_on, blank_share)
 
 
 def blank_scores(logits, labels):
@@ -360,8 +362,8 @@ def main(argv=None):
     if fills_blanks:
         size, whole = model.config.max_position_embeddings, task_args.whole_words
         train, scored = (
-            masked_blocks(tokenizer, dataset[split]["text"], size, seed, whole, chosen)
-            for split, seed, chosen in (
+            masked_blocks(tokenizer, dataset[split]["text"], size, seed, whole, blank_share)
+            for split, seed, blank_share in (
                 ("train", args.seed, task_args.blank_share),
                 ("validation", 0, CHOSEN),
             )
@@ -511,8 +513,8 @@ def write_report(
         about = f"{about} It fills in blanks. {start}".strip()
         if task_args.blank_share != CHOSEN:
             about += (
-                f" In training {task_args.blank_share:.0%} of all tokens are blanks, so that the "
-                f"loss is higher than where {CHOSEN:.0%} are, as in the scores."
+                f" In training {100 * task_args.blank_share:g} % of the tokens are blanks, in the "
+                f"scores {CHOSEN:.0%}: the two losses cannot be compared."
             )
         sections, limits = told_of_blanks(model, tokenizer, task_args, dataset)
         if base:

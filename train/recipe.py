@@ -89,6 +89,7 @@ class RunArguments(TrainingArguments):
         self.publish, self.push_to_hub = self.push_to_hub, False
         self._check_counts()
         self.settings = None  # `prepare_folder` fills this in, `begin` writes it down
+        self.default_settings = {}  # `settings_of` fills this in
         self.chosen = set()  # flags that the user gave, or the config that the user named
         # Trainer allows bf16 on a CPU only where it is told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -552,7 +553,9 @@ def prepare_folder(args: RunArguments, settings: dict) -> Path | None:
     finished, begun = folder / "metrics.json", folder / "settings.json"
     if args.overwrite:
         return None
-    changed = _changed(begun, settings) if finished.exists() or _has_checkpoints(folder) else ""
+    changed = ""
+    if finished.exists() or _has_checkpoints(folder):
+        changed = _changed(begun, settings, args.default_settings)
     if changed:
         raise ValueError(
             f"{folder} holds a run with other settings ({changed}); give the same ones to go on "
@@ -571,15 +574,15 @@ def _has_checkpoints(folder: Path) -> bool:
     return any(folder.glob("checkpoint-*"))
 
 
-def _changed(begun: Path, settings: dict) -> str:
+def _changed(begun: Path, settings: dict, defaults: dict) -> str:
     """What differs from the settings that a run was begun with, in words; empty if nothing."""
     if not begun.exists():
         return ""
-    before = read_json(begun)
+    # A setting that the code of that time did not have was what is the default now.
+    before = {k: defaults[k] for k in settings.keys() & defaults.keys()} | read_json(begun)
     changed = {k for k in settings | before if settings.get(k) != before.get(k)}
-    in_both = settings.keys() & before.keys()
-    # A setting that the code of one of the two did not have is off there.
-    names = sorted(k for k in changed if k in in_both or settings.get(k) or before.get(k))
+    # One that is gone since is off.
+    names = sorted(k for k in changed if k in settings or before[k])
     return ", ".join(f"{k} was {before.get(k)}, is {settings.get(k)}" for k in names)
 
 
@@ -629,6 +632,13 @@ def settings_of(args: RunArguments, *others, data: dict) -> dict:
     settings = {"processes": args.world_size, "data": data["fingerprint"]}
     for part in (*map(dataclasses.asdict, others), args.to_dict()):
         settings |= {name: value for name, value in part.items() if not FREE.match(name)}
+    defaults = {}
+    for one in (one for part in (*others, args) for one in dataclasses.fields(part)):
+        if one.default_factory is not dataclasses.MISSING:
+            defaults[one.name] = one.default_factory()
+        elif one.default is not dataclasses.MISSING:
+            defaults[one.name] = one.default
+    args.default_settings = json.loads(json.dumps(defaults, default=str))
     return json.loads(json.dumps(settings, default=str))
 
 
