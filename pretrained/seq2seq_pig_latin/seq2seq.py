@@ -30,6 +30,8 @@ words, and characters within a word (`separator_token_ids`).
 Source and target share one vocabulary.
 """
 
+import math
+
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -76,6 +78,8 @@ class Seq2SeqConfig(PreTrainedConfig):
             source what each token before, and its place, have asked for.
         sinusoidal_positions: add waves to the embeddings.
         wave_size: how high the waves are, in standard deviations of new embeddings.
+        wave_base: the slowest wave is nearly so many times as long as the fastest, which comes
+            again after 2 pi places.
         separator_token_ids: tokens that words stand between. With them, half of the waves count
             words, the others the tokens since the word began.
         hidden_dropout: on what each layer and the output layer read.
@@ -96,6 +100,7 @@ class Seq2SeqConfig(PreTrainedConfig):
     pre_attention: bool = False
     sinusoidal_positions: bool = False
     wave_size: float = 1.0
+    wave_base: float = 1e4
     separator_token_ids: list[int] | None = None
     hidden_dropout: float = 0.0
     initializer_range: float = 0.1
@@ -114,8 +119,12 @@ class Seq2SeqConfig(PreTrainedConfig):
             raise ValueError(
                 "pre_attention needs an attention_type: set another than none, or leave it out"
             )
-        if not self.wave_size > 0:
-            raise ValueError(f"wave_size is {self.wave_size}; it must be above 0")
+        if not 0 < self.wave_size < math.inf:
+            raise ValueError(f"wave_size is {self.wave_size}; it must be above 0, and finite")
+        if not 1 < self.wave_base < math.inf:
+            raise ValueError(f"wave_base is {self.wave_base}; it must be above 1, and finite")
+        if (self.wave_size, self.wave_base) != (1, 1e4) and not self.sinusoidal_positions:
+            raise ValueError("wave_size and wave_base are of waves: set sinusoidal_positions")
         separators = self.separator_token_ids or []
         if separators and not self.sinusoidal_positions:
             raise ValueError("separator_token_ids say what waves count: set sinusoidal_positions")
@@ -209,7 +218,6 @@ ATTENTIONS = {
 
 # ---------------------------------------------------------------------------- encoder and decoder
 
-COUNT_BASE = 100  # words of a sentence and letters of a word are few: no waves of thousands
 # How many separators were read, and where the last one stood: none, as if one had come before. The
 # decoder's start token stands where the separator before its first word would.
 BEFORE_ANY_WORD, AT_START_TOKEN = (0, -1), (0, 0)
@@ -266,9 +274,9 @@ def place(
         )
         half = size // 2
         halves = ((words, half), (within, size - half))
-        waves = torch.cat([sinusoidal_positions(*one, base=COUNT_BASE) for one in halves], -1)
+        waves = torch.cat([sinusoidal_positions(*one, base=config.wave_base) for one in halves], -1)
     else:
-        waves = sinusoidal_positions(positions, size)
+        waves = sinusoidal_positions(positions, size, config.wave_base)
     waves = config.wave_size * config.initializer_range * waves
     return embeddings + waves.to(embeddings.dtype), word_state
 
