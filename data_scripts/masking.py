@@ -42,6 +42,12 @@ class Specials:
     vocab_size: int
 
 
+def check_blank_share(share: float) -> None:
+    """Raises ValueError for a share of blanks that cannot be; of less, whole batches have none."""
+    if not 0.01 <= share < 1:
+        raise ValueError(f"blank_share is {share}; give 0.01 or more, and less than 1")
+
+
 class MaskedBlocks(torch.utils.data.Dataset):
     """A row of tokens in blocks with blanks: `[CLS]`, block_size - 2 tokens, `[SEP]`.
 
@@ -72,8 +78,7 @@ class MaskedBlocks(torch.utils.data.Dataset):
         goes_on: np.ndarray | None = None,
         blank_share: float = CHOSEN,
     ):
-        if not 0.01 <= blank_share < 1:  # of less, whole batches would have none
-            raise ValueError(f"blank_share is {blank_share}; give 0.01 or more, and less than 1")
+        check_blank_share(blank_share)
         if block_size < 3:
             raise ValueError(f"block_size is {block_size}; [CLS], a token and [SEP] are 3")
         self.length = block_size - 2

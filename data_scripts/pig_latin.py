@@ -91,7 +91,7 @@ def load_pig_latin(data_dir: str | Path | None = None) -> DatasetDict:
     if min(len(sentences), len(words)) <= 3 * HELD_OUT:
         raise ValueError(
             f"{len(sentences)} sentences and {len(words)} words are too few: {HELD_OUT} of each "
-            f"are for validation, and as many for testing"
+            f"are for validation, as many for testing, and at least as many to train on"
         )
     splits = {"test": [], "validation": []}
     for texts in (sentences, words):

@@ -743,7 +743,7 @@ def test_pseudo_perplexity_is_that_of_one_blank_at_a_time(finished):
     [
         (["--task", "mnli"], "--task mnli is unknown: give blanks, sst2, cola"),
         (["--split", "train"], "--split train is unknown"),
-        (["--blank_share", "1"], "--blank_share is 1.0; give 0.01 or more"),
+        (["--blank_share", "1"], "blank_share is 1.0; give 0.01 or more"),
         (["--task", "sst2"], "--blank_share is for --task blanks"),
         (["--random_weights"], "--random_weights is for --task sst2"),
         (["--split", "validation"], "--split is for --task sst2"),

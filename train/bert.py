@@ -34,7 +34,7 @@ from transformers import (
 from groundup.data_scripts.english import load_english
 from groundup.data_scripts.film_reviews import load_film_reviews
 from groundup.data_scripts.glue import CLASSES, HELD_OUT, hold_out, load_glue
-from groundup.data_scripts.masking import CHOSEN, MaskedBlocks
+from groundup.data_scripts.masking import CHOSEN, MaskedBlocks, check_blank_share
 from groundup.data_scripts.sources import describe
 from groundup.data_scripts.text import load_text
 from groundup.data_scripts.tokenization import IGNORED_LABEL
@@ -142,10 +142,7 @@ class TaskArguments:
     def __post_init__(self):
         if self.task not in SCORES:
             raise ValueError(f"--task {self.task} is unknown: give {', '.join(SCORES)}")
-        if not 0.01 <= self.blank_share < 1:
-            raise ValueError(
-                f"--blank_share is {self.blank_share}; give 0.01 or more, and less than 1"
-            )
+        check_blank_share(self.blank_share)  # before any data is read
         if self.corpus not in CORPORA:
             raise ValueError(f"--corpus {self.corpus} is unknown: give {' or '.join(CORPORA)}")
         if self.split not in ("validation", "test"):

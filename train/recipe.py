@@ -627,7 +627,8 @@ def settings_of(args: RunArguments, *others, data: dict) -> dict:
     """All that makes a run what it is: what a resumed run must have in common with its beginning.
 
     What is `FREE` may change. `data` is what `describe` says of the data: its content counts, not
-    where it lies.
+    where it lies. What each setting is by default goes to `args`: `prepare_folder` takes it for
+    what a run of older code, which lacked the setting, did.
     """
     settings = {"processes": args.world_size, "data": data["fingerprint"]}
     for part in (*map(dataclasses.asdict, others), args.to_dict()):
