@@ -11,7 +11,7 @@ import itertools
 import json
 
 import torch
-from side_by_side import large_product, profile, take_turns, write
+from side_by_side import autocast, large_product, profile, take_turns, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.data_scripts.images import EpochSampler, whole_batch
@@ -45,7 +45,7 @@ def main() -> None:
     optimizer = Muon(recipe.muon_groups(model, args))
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = model(**batch).loss
         loss.backward()
         optimizer.step()
@@ -58,7 +58,7 @@ def main() -> None:
         "seconds": seconds,
         "share_of_waiting": seconds["fetch"] / sum(seconds.values()),
         "flops": flops / seconds["step"],
-        "flops_of_large_bf16_product": large_product(),
+        "flops_of_large_product": large_product(),
         "profile_of_a_step": profile(step),
     }
     print(json.dumps(content, indent=1))

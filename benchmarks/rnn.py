@@ -14,7 +14,7 @@ import statistics
 
 import torch
 import yaml
-from side_by_side import FOLDER, take_turns, write
+from side_by_side import DTYPE, FOLDER, take_turns, write
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -24,7 +24,7 @@ from groundup.data_scripts.shakespeare import load_shakespeare
 from groundup.data_scripts.tokenization import encode_documents
 from groundup.models.from_torch_rnn import torch_from_rnn
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
-from groundup.train import recipe, report
+from groundup.train import machine, recipe, report
 from groundup.train.rnn import CELL_NAMES, gradient_norms, plot_gradients
 
 OUTPUT = FOLDER / "rnn.json"
@@ -151,15 +151,15 @@ def gradients() -> None:
 
 def main() -> None:
     """Measures all and writes the figures."""
-    recipe.set_threads()
-    recipe.keep_freed_memory()
+    machine.set_threads()
+    machine.keep_freed_memory()
     logging.set_verbosity_error()
     content = {
         "shape": {**SHAPE, "vocab_size": VOCABULARY, "batch": BATCH, "time": TIME},
         "training": {
             f"{cell_type}, {'bf16' if bf16 else 'fp32'}": training(cell_type, bf16)
             for cell_type in CONFIGS
-            for bf16 in (False, True)
+            for bf16 in sorted({False, DTYPE is torch.bfloat16})
         },
         "generation_tokens_per_second": {
             f"{cell_type}, {batch}": generation(cell_type, batch)
@@ -167,7 +167,7 @@ def main() -> None:
             for batch in (1, 16)
         },
         "three_cells": three_cells(),
-        "peak_memory_bytes": recipe.peak_memory_bytes(),
+        "peak_memory_bytes": machine.peak_memory_bytes(),
         **report.provenance(),
     }
     runs = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else []

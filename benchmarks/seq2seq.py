@@ -14,7 +14,7 @@ import json
 
 import torch
 import yaml
-from side_by_side import profile, take_turns, write
+from side_by_side import autocast, profile, take_turns, write
 from torch import nn
 
 from groundup.models.from_pegasus import pegasus_from_seq2seq
@@ -29,7 +29,7 @@ from groundup.models.seq2seq_transformer import (
     Seq2SeqTransformerConfig,
     Seq2SeqTransformerForConditionalGeneration,
 )
-from groundup.train import recipe
+from groundup.train import machine, recipe
 
 SOURCE, TARGET = 18, 16  # tokens of a sentence of Multi30k, with its end
 
@@ -116,11 +116,11 @@ def candidates() -> dict[str, dict[str, nn.Module]]:
 
 
 def stepper(model: nn.Module, batch: dict[str, torch.Tensor]):
-    """A training step; bf16 autocast."""
+    """A training step, in mixed precision."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=True)
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = model(**batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -165,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=21, help="steps of each")
     rounds = parser.parse_args().rounds
-    recipe.set_threads()
-    recipe.keep_freed_memory()
+    machine.set_threads()
+    machine.keep_freed_memory()
     content = {name: measure(name, models, rounds) for name, models in candidates().items()}
     print(json.dumps(content, indent=1))
     write("seq2seq", content)

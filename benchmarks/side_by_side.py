@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
-from groundup.train import report
+from groundup.train import machine, report
 
+# What runs compute in.
+DTYPE = torch.bfloat16 if machine.has_fast_bf16("cpu") else torch.float32
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
 
@@ -75,10 +77,15 @@ def ablate(
     return rows
 
 
+def autocast() -> torch.autocast:
+    """Mixed precision as in runs: bf16, but on a CPU that is slow in it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=DTYPE is torch.bfloat16)
+
+
 def large_product() -> float:
-    """FLOP/s of a large bf16 product on this machine: what a training step can hope for."""
-    a = torch.randn(4096, 1024, dtype=torch.bfloat16)
-    b = torch.randn(1024, 1024, dtype=torch.bfloat16)
+    """FLOP/s of a large product on this machine: what a training step can hope for."""
+    a = torch.randn(4096, 1024, dtype=DTYPE)
+    b = torch.randn(1024, 1024, dtype=DTYPE)
     seconds = take_turns({"product": lambda: [a @ b for _ in range(10)]})["product"]
     return 10 * 2 * 4096 * 1024 * 1024 / seconds
 

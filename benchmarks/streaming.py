@@ -22,7 +22,7 @@ from groundup.data_scripts.sources import DATA_VARIABLE
 from groundup.data_scripts.streaming import PackedStream, open_stream
 from groundup.data_scripts.text import load_text
 from groundup.data_scripts.tokenization import train_tokenizer
-from groundup.train import recipe, report
+from groundup.train import machine, report
 
 OUTPUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "streaming.json"
 BLOCK = 256
@@ -62,7 +62,7 @@ def measure(folder: str, num_processes: int) -> dict:
         place = stream.state_dict()
         blocks += 1
     seconds = time.process_time() - started
-    peak = recipe.peak_memory_bytes()
+    peak = machine.peak_memory_bytes()
     resumed = make_stream()
     resumed.load_state_dict(place)
     started = time.process_time()

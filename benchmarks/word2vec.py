@@ -25,7 +25,7 @@ import yaml
 from side_by_side import write
 
 from groundup.data_scripts.words import count_words, encode_words, open_words, split_words
-from groundup.train import recipe, word2vec
+from groundup.train import machine, recipe, word2vec
 from groundup.train.word_vectors import score_vectors
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"  # on a disk, as a run's own folder
@@ -114,7 +114,7 @@ def main() -> None:
     if args.measure:
         who, architecture = args.measure
         found = TRAIN[who](architecture)
-        print(json.dumps(found | {"peak_memory_bytes": recipe.peak_memory_bytes()}))
+        print(json.dumps(found | {"peak_memory_bytes": machine.peak_memory_bytes()}))
         return
     try:
         vocabulary = count_words(open_words(), settings_of("skip-gram")["min_count"])

@@ -35,7 +35,7 @@ os.environ.update(
 def pytest_collection_finish():
     """All cores that this process may use, unless OMP_NUM_THREADS says otherwise."""
     if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
-        from groundup.train.recipe import cores  # here: it imports torch, and the Hub's client
+        from groundup.train.machine import cores  # here: it imports torch, and the Hub's client
 
         sys.modules["torch"].set_num_threads(cores())
 

@@ -16,7 +16,7 @@ from test_recipe import assert_refused, interrupted_at
 from transformers import pipeline
 
 from groundup.data_scripts.images import Augment, ImageBatches
-from groundup.train import cnn, pictures, resnet
+from groundup.train import cnn, machine, pictures, resnet
 
 CLASSES = [f"colour {i}" for i in range(10)]
 COLOURS = np.random.default_rng(0).integers(40, 216, (10, 3))
@@ -190,6 +190,7 @@ def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, mo
         return score(*args)
 
     monkeypatch.setattr(pictures, "score", spy)
+    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: True)
     for precision in ("true", "false"):
         SCRIPTS[row][0].main(flags(row, folder, "--evaluate_only", f"--bf16={precision}"))
     assert in_bf16 == [True, False]

@@ -32,7 +32,7 @@ from transformers import pipeline
 from groundup import results
 from groundup.data_scripts.tokenization import TokenBlocks
 from groundup.models.resnet import ResNetConfig
-from groundup.train import gpt, recipe, report
+from groundup.train import gpt, machine, recipe, report
 
 ROOT = Path(gpt.__file__).parent.parent
 STEPS = 6
@@ -194,7 +194,8 @@ def test_without_flags_the_row_has_its_own_config():
         ("hub_model_id: 007", "7"),  # what YAML makes of it
     ],
 )
-def test_values_of_the_file_get_their_type(yaml_file, line, value):
+def test_values_of_the_file_get_their_type(yaml_file, line, value, monkeypatch):
+    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: True)
     name = line.partition(":")[0]
     parts = parse("--config", yaml_file(line))[1:]
     found = next(getattr(part, name) for part in parts if hasattr(part, name))
@@ -251,6 +252,22 @@ def test_a_setting_that_an_older_run_did_not_know_had_its_default(
     (folder / "settings.json").write_text(json.dumps(settings))
     more = [*flags(folder), "--initializer_range", "0.1"]
     assert_refused(capsys, more, "other settings (initializer_range was 0.02, is 0.1)")
+
+
+def test_where_bf16_is_slow_a_run_is_in_fp32_and_says_so(
+    unfinished, copy_of, flags, capsys, monkeypatch
+):
+    """Begun in bf16 on one machine, it goes on in fp32 on another."""
+    folder = copy_of(unfinished)
+    asked = [*flags(folder), "--bf16", "true"]
+    settings = json.loads((folder / "settings.json").read_text()) | {"bf16": True}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: False)
+    run = gpt.main(asked)
+    assert run["precision"] == "fp32"
+    told = capsys.readouterr().out
+    assert "slow in bf16: the run is in fp32" in told and "resuming from" in told
+    assert "s of optimisation in fp32," in (folder / "README.md").read_text()
 
 
 def test_a_list_is_a_flag_and_a_line_of_yaml(yaml_file):
@@ -371,7 +388,7 @@ def test_metrics_json_says_it_all(finished):
     run = json.loads((finished / "metrics.json").read_text())
     assert set(run) == {
         *("system", "config", "metrics", "data", "seed", "train_seconds", "peak_memory_bytes"),
-        *("hardware", "versions", "commit", "command", "processes"),
+        *("hardware", "versions", "commit", "command", "processes", "precision"),
     }
     assert (run["system"], run["config"], run["seed"]) == ("gpt", "tiny", 0)
     assert set(run["data"]) == {"name", "source", "license", "fingerprint"}
@@ -900,7 +917,7 @@ def test_threads_are_shared_between_the_processes_of_a_machine(monkeypatch):
     try:
         for processes, threads in ((1, 4), (2, 2), (8, 1)):
             monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-            recipe.set_threads()
+            machine.set_threads()
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -1014,7 +1031,7 @@ def launched(flags, tmp_path_factory):
 def test_launched_by_accelerate(launched, finished):
     (told,), run = launched
     assert told["omp"] == "1"  # which is what the launcher does, and what is made good for
-    assert told["threads"] == recipe.cores()
+    assert told["threads"] == machine.cores()
     ours, theirs = content(run), content(finished)
     assert {name for name in ours if not name.startswith("checkpoint-")} == {
         name for name in theirs if not name.startswith("checkpoint-")
@@ -1081,7 +1098,7 @@ def test_two_processes_train_as_one(finished, flags, tmp_path):
         scratch,
     )
     assert [process["processes"] for process in told] == [2, 2]
-    assert [process["threads"] for process in told] == [max(1, recipe.cores() // 2)] * 2
+    assert [process["threads"] for process in told] == [max(1, machine.cores() // 2)] * 2
     # Of the second: folders that it makes sure of; its random state, torch writes unseen.
     folders = {".", ".saving", *(f".saving/checkpoint-{step}" for step in (2, 4, 6))}
     assert set(told[1]["written"]) <= {".writable", *folders}

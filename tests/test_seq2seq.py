@@ -26,7 +26,7 @@ from groundup.data_scripts.pig_latin import load_pig_latin, to_pig_latin
 from groundup.data_scripts.sources import DataNotFound, describe
 from groundup.models import seq2seq as seq2seq_model
 from groundup.models.seq2seq import ATTENTIONS, Seq2SeqConfig, Seq2SeqForConditionalGeneration
-from groundup.train import seq2seq, seq2seq_transformer
+from groundup.train import machine, seq2seq, seq2seq_transformer
 from groundup.train.metrics import BLEU, BLEU_SIGNATURE
 
 close = {"rtol": 1e-5, "atol": 1e-5}
@@ -783,6 +783,7 @@ def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, mo
         return sources
 
     monkeypatch.setattr(seq2seq, "translate", spy)
+    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: True)
     for precision in ("true", "false"):
         seq2seq.main(flags(finished, "--evaluate_only", "--bf16", precision))
     assert in_bf16 == [True, False]

@@ -9,6 +9,8 @@ Embeddings, output layers, norms and biases keep AdamW (Loshchilov and Hutter 20
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from groundup.train import machine
+
 # The odd quintic a x + b x^3 + c x^5, taken five times, sends all but the smallest singular values
 # in (0, 1] to about 1 (0.7 to 1.2): steep at 0, at the price of accuracy at 1, which training does
 # not miss.
@@ -16,9 +18,13 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """U V^T of each matrix U S V^T, approximately: (count, rows, columns) -> the same, in bf16."""
+    """U V^T of each matrix U S V^T, approximately: (count, rows, columns) -> the same.
+
+    In bf16 for speed alone: in fp32 where that is faster.
+    """
     a, b, c = QUINTIC
-    x = matrices.bfloat16()
+    fast = machine.has_fast_bf16(matrices.device.type)
+    x = matrices.bfloat16() if fast else matrices.float()
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT  # the products below are rows x rows: let that be the short side
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

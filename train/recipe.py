@@ -6,14 +6,12 @@ absent; the same command again resumes from the newest. When it is done, the fol
 """
 
 import argparse
-import ctypes
 import dataclasses
 import difflib
 import functools
 import json
 import os
 import re
-import resource
 import shutil
 import sys
 import time
@@ -36,6 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from groundup.data_scripts.images import EpochSampler
 from groundup.data_scripts.pairs import LengthSampler
+from groundup.train import machine
 from groundup.train.muon import Muon
 from groundup.train.publishing import publish
 
@@ -47,7 +46,6 @@ FREE = re.compile(
     r"|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_"
     r"|dataloader_(num|pin|pers|pre)|local)"
 )
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
 
 # ------------------------------------------------------------------------------------- arguments
@@ -93,7 +91,13 @@ class RunArguments(TrainingArguments):
         self.chosen = set()  # flags that the user gave, or the config that the user named
         # Trainer allows bf16 on a CPU only where it is told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # A run may go on on another machine, so its settings hold what was asked for.
+        self.bf16_asked = self.bf16
+        if self.bf16 and self.use_cpu and not machine.has_fast_bf16("cpu"):
+            self.bf16 = False
         super().__post_init__()
+        if self.bf16_asked and not self.bf16 and self.process_index == 0:
+            print("this CPU is slow in bf16: the run is in fp32")
         if self.use_cpu and os.environ.get("ACCELERATE_USE_FSDP") and self.process_index == 0:
             print("FSDP is for GPUs: on this CPU each process has the whole model, as with DDP")
 
@@ -294,54 +298,10 @@ def parse_arguments(argv, default_config: str, *dataclass_types, description: st
         "--config", metavar="FILE", help=f"YAML file of flags (default: {default_config}.yaml)."
     )
     name, *filled = parser.parse(sys.argv[1:] if argv is None else list(argv), default_config)
-    set_threads()
-    keep_freed_memory()
+    machine.set_threads()
+    machine.keep_freed_memory()
     disable_progress_bar()  # transformers' own, of writing shards; training keeps its bar
     return name, *filled
-
-
-def set_threads() -> None:
-    """Gives each process its share of the cores.
-
-    `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle (a bf16
-    product falls from 371 to 204 GFLOP/s on two cores).
-    """
-    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep freed memory for the next update, rather than give it back.
-
-    The tensors of an update are as large as those of the last. glibc would map most of them anew
-    each time, and the kernel clear every page: 36,000 page faults an update of Tiny GPT. Without
-    them it trains 1.1 to 1.4 times as fast. The tensors of an accelerator lie elsewhere.
-    """
-    libc = _libc()
-    if torch.accelerator.is_available() or not hasattr(libc, "mallopt"):
-        return
-    # Older ones take no more than 32 MiB.
-    if libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def release_freed_memory() -> None:
-    """Gives back what `keep_freed_memory` keeps: for when tensors of other sizes are to come.
-
-    60 updates of BERT with two evaluations have a peak of 1.9 GiB rather than 2.9.
-    """
-    if hasattr(libc := _libc(), "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def _libc():
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def cores() -> int:
-    """The cores that this process may use: its affinity, or all where there is none (macOS)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def one_line_errors(main):
@@ -387,23 +347,6 @@ def disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def check_memory(num_parameters: int) -> None:
-    """Raises ValueError for a model that this machine's memory cannot hold while it is trained.
-
-    Weight, gradient and AdamW's two means make 16 bytes a parameter in fp32.
-    """
-    needed, installed = (
-        16 * num_parameters,
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )
-    if needed > installed:
-        raise ValueError(
-            f"a model of {num_parameters:,} parameters takes {needed / 2**30:,.0f} GiB to train, "
-            f"and this machine has {installed / 2**30:,.0f}: make it smaller (--hidden_size, "
-            f"--num_hidden_layers)"
-        )
 
 
 # -------------------------------------------------------------------- folders that appear at once
@@ -631,7 +574,8 @@ def settings_of(args: RunArguments, *others, data: dict) -> dict:
     what a run of older code, which lacked the setting, did.
     """
     settings = {"processes": args.world_size, "data": data["fingerprint"]}
-    for part in (*map(dataclasses.asdict, others), args.to_dict()):
+    asked = args.to_dict() | {"bf16": args.bf16_asked}
+    for part in (*map(dataclasses.asdict, others), asked):
         settings |= {name: value for name, value in part.items() if not FREE.match(name)}
     defaults = {}
     for one in (one for part in (*others, args) for one in dataclasses.fields(part)):
@@ -751,10 +695,10 @@ class RunTrainer(Trainer):
         is evaluated would change what it learns.
         """
         self._shard()
-        release_freed_memory()
+        machine.release_freed_memory()
         with torch.random.fork_rng():
             scores = super().evaluate(*args, **kwargs)
-        release_freed_memory()
+        machine.release_freed_memory()
         self.stopwatch.mark()  # none of this was training
         return scores
 
@@ -914,9 +858,3 @@ def muon_groups(model, args) -> list[dict]:
         {"params": rest, **adamw, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had (resident set)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,24 +11,13 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from groundup.train.recipe import RunArguments, cores, peak_memory_bytes, put_in_place, write_whole
+from groundup.train import machine
+from groundup.train.recipe import RunArguments, put_in_place, write_whole
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")
-
-
-def hardware() -> dict:
-    """The machine: processor, cores that this process may use, accelerators."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processor": name, "cores": cores(), "accelerators": gpus}
 
 
 def commit() -> str | None:
@@ -74,7 +63,7 @@ def command() -> str:
 def provenance() -> dict:
     """Where a figure comes from: machine, versions, commit, command."""
     return {
-        "hardware": hardware(),
+        "hardware": machine.describe(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "commit": COMMIT,
         "command": command(),
@@ -90,8 +79,9 @@ def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, s
         "data": data,
         "seed": args.seed,
         "processes": args.world_size,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "train_seconds": round(seconds, 1),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": machine.peak_memory_bytes(),
         **provenance(),
     }
 

@@ -22,7 +22,7 @@ from groundup.data_scripts.sources import describe
 from groundup.data_scripts.tokenization import encode_documents, load_tokenizer
 from groundup.models.recurrent import CELLS, RecurrentState
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
-from groundup.train import language, recipe, report
+from groundup.train import language, machine, recipe, report
 from groundup.train.language import SCORE
 from groundup.train.metrics import LanguageModelLoss, next_token_losses
 from groundup.train.publishing import publish
@@ -209,7 +209,7 @@ def main(argv=None):
         model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
     else:
         config = RNNConfig(**language.token_settings(tokenizer), **asdict(model_args))
-        recipe.check_memory(config.num_parameters)
+        machine.check_memory(config.num_parameters)
         model = RNNForCausalLM(config)
 
     # 4. Fit
