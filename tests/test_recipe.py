@@ -27,7 +27,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoModelForCausalLM, pipeline
 
 from groundup import results
 from groundup.data_scripts.tokenization import TokenBlocks
@@ -622,6 +622,7 @@ def test_runs_become_a_result_and_a_pretrained_model(finished, flags, tmp_path, 
     results.publish([run])
     model = tmp_path / "pretrained" / "tiny"
     assert load_file(model / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(model).dtype == torch.float32
     assert not list(model.glob("checkpoint-*")) and not (model / "settings.json").exists()
     result = json.loads((tmp_path / "results" / "tiny.json").read_text())
     score = "nats_per_character"

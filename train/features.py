@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-EXTRACTOR = "5fef706a8a91"  # identity of pretrained/cnn
+EXTRACTOR = "b411737edd95"  # identity of pretrained/cnn
 DECISIVE = ("model.safetensors", "config.json", "preprocessor_config.json")
 
 
