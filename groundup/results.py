@@ -27,9 +27,12 @@ from groundup.train.recipe import FREE
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PRETRAINED, README = ROOT / "results", ROOT / "pretrained", ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-# What rounding the weights to bf16, or another number of threads, may change in a score.
+# What weights rounded to bf16, another number of threads, or a machine that is slow in bf16 and so
+# computes in fp32, may change in a score.
 TOLERANCE = 1e-3
-TOLERANCES = {"bleu": 0.2, "pseudo_perplexity": 0.2}  # of those that are not between 0 and 1
+# Of those that are not between 0 and 1. In fp32 rather than bf16 a beam finds other words here and
+# there: the two translators have 0.32 BLEU less and more.
+TOLERANCES = {"bleu": 0.4, "pseudo_perplexity": 0.2}
 
 
 def summarise(runs: list[dict]) -> dict:
