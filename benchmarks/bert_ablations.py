@@ -1,24 +1,25 @@
 """What pre-training is worth to BERT's judgement of sentences, and what LoRA makes of it.
 
-    python benchmarks/bert_ablations.py [--task sst2|cola] [--seeds 3]
+    python benchmarks/bert_ablations.py [--task sst2|cola] [--seeds 3] [--only lora]
 
 Variants of `configs/bert_sst2.yaml` or `configs/bert_cola.yaml`, each with several seeds and for as
 many updates, beside the published run, which is read from results/. Writes
-results/benchmarks/bert_<task>_ablations.json, which the card of that run shows.
+results/benchmarks/bert_<task>_ablations.json, which the card of that run shows. Rows that are not
+measured anew (`--only`) stay: random weights are no better from another `base_model`.
 """
 
 import argparse
 import json
 
 import yaml
-from side_by_side import ablate, write
+from side_by_side import FOLDER, ablate, write
 
 from groundup import results
 from groundup.train import bert, recipe
 
 VARIANTS = {
-    "pre-trained, LoRA of rank 8": ["--lora_rank=8", "--learning_rate=0.002"],
-    "from random weights": ["--random_weights"],
+    "lora": ("pre-trained, LoRA of rank 8", ["--lora_rank=8", "--learning_rate=0.002"]),
+    "random": ("from random weights", ["--random_weights"]),
 }
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=["sst2", "cola"], default="sst2")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", choices=VARIANTS, help="measure this variant, keep the other")
     args = parser.parse_args()
     name, score = f"bert_{args.task}", bert.SCORES[args.task]
     config = recipe.CONFIGS / f"{name}.yaml"
@@ -39,9 +41,17 @@ def main() -> None:
         "values": scores["values"],
         "updates": updates,
         "train_seconds": published["train_seconds"],
+        "commit": published["commit"],
     }
     fixed = ["--config", str(config)]
-    rows = [row, *ablate(bert.main, fixed, VARIANTS, score, updates, args.seeds)]
+    variants = dict(VARIANTS[key] for key in ([args.only] if args.only else VARIANTS))
+    measured = ablate(bert.main, fixed, variants, score, updates, args.seeds)
+    kept = []
+    if args.only:
+        earlier = json.loads((FOLDER / f"{name}_ablations.json").read_text(encoding="utf-8"))
+        old = [row for row in earlier["rows"][1:] if row["variant"] not in variants]
+        kept = [{"commit": earlier["commit"], **row} for row in old]
+    rows = [row, *measured, *kept]
     seeds = f"{len(scores['values'])} seeds of the published run, {args.seeds} of the others"
     setting = f"on {published['data']['name']}, {seeds}"
     write(f"{name}_ablations", {"metric": score, "setting": setting, "rows": rows})

@@ -71,6 +71,7 @@ def ablate(
                 "values": values,
                 "updates": updates,
                 "train_seconds": [run["train_seconds"] for run in runs],
+                "commit": report.COMMIT,
             }
         )
         print(rows[-1])

@@ -614,7 +614,7 @@ class Tidy(TrainerCallback):
     """Gives back freed memory every minute.
 
     Batches of unequal size leave pieces behind that fit none of the next ones: BERT's memory grows
-    from 1.8 to 2.2 GiB in 200 updates, and with this stays below 2.0.
+    from 1.8 to 2.2 GiB in 200 updates, and with this stays at 2.0.
     """
 
     def __init__(self):
