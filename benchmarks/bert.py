@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from side_by_side import autocast, large_product, profile, take_turns, write
+from side_by_side import PRECISION, autocast, large_product, profile, take_turns, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.data_scripts.masking import MaskedBlocks, Specials
@@ -123,6 +123,7 @@ def main(argv=None) -> None:
         "ratios": {
             name: v / seconds["groundup"] for name, v in seconds.items() if name != "groundup"
         },
+        "precision": PRECISION,
         "flops_of_large_product": limit,
         "share_of_that_in_training": flops / ours / limit,
         "profile_of_a_step": profile(steps["groundup"]),

@@ -11,7 +11,7 @@ import itertools
 import json
 
 import torch
-from side_by_side import autocast, large_product, profile, take_turns, write
+from side_by_side import PRECISION, autocast, large_product, profile, take_turns, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup.data_scripts.images import EpochSampler, whole_batch
@@ -58,6 +58,7 @@ def main() -> None:
         "seconds": seconds,
         "share_of_waiting": seconds["fetch"] / sum(seconds.values()),
         "flops": flops / seconds["step"],
+        "precision": PRECISION,
         "flops_of_large_product": large_product(),
         "profile_of_a_step": profile(step),
     }

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 
 import torch
-from side_by_side import DTYPE, FOLDER, autocast, large_product, profile, take_turns
+from side_by_side import DTYPE, FOLDER, PRECISION, autocast, large_product, profile, take_turns
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
@@ -146,6 +146,7 @@ def main() -> None:
         "generation_tokens_per_second": generate_speed,
         "generation_ratios": {batch: ratios(speed) for batch, speed in generate_speed.items()},
         "time_to_nanogpt": time_to_nanogpt(),
+        "precision": PRECISION,
         "flops_of_large_product": limit,
         "share_of_that_in_training": 6 * matrices * train_speed["groundup"] / limit,
         "profile_of_forward_and_backward": profile(step_of(ours)),

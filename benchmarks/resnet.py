@@ -12,7 +12,7 @@ import json
 
 import torch
 import torchvision
-from side_by_side import DTYPE, autocast, take_turns, write
+from side_by_side import DTYPE, PRECISION, autocast, take_turns, write
 
 from groundup.models.from_resnets import resnet_from_torchvision
 from groundup.train import machine
@@ -89,6 +89,7 @@ def main() -> None:
         return {"pictures_per_second": speed, "ratios": ratios}
 
     content = {
+        "precision": PRECISION,
         "training_resnet18": {"batch": TRAIN_BATCH} | with_ratios(training()),
         "inference_resnet50": {batch: with_ratios(inference(batch)) for batch in BATCHES},
     }

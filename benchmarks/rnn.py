@@ -14,7 +14,7 @@ import statistics
 
 import torch
 import yaml
-from side_by_side import DTYPE, FOLDER, take_turns, write
+from side_by_side import FOLDER, PRECISION, take_turns, write
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -159,7 +159,7 @@ def main() -> None:
         "training": {
             f"{cell_type}, {'bf16' if bf16 else 'fp32'}": training(cell_type, bf16)
             for cell_type in CONFIGS
-            for bf16 in sorted({False, DTYPE is torch.bfloat16})
+            for bf16 in sorted({False, PRECISION == "bf16"})
         },
         "generation_tokens_per_second": {
             f"{cell_type}, {batch}": generation(cell_type, batch)

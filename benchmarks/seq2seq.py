@@ -14,7 +14,7 @@ import json
 
 import torch
 import yaml
-from side_by_side import autocast, profile, take_turns, write
+from side_by_side import PRECISION, autocast, profile, take_turns, write
 from torch import nn
 
 from groundup.models.from_pegasus import pegasus_from_seq2seq
@@ -167,7 +167,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     machine.set_threads()
     machine.keep_freed_memory()
-    content = {name: measure(name, models, rounds) for name, models in candidates().items()}
+    measured = {name: measure(name, models, rounds) for name, models in candidates().items()}
+    content = {"precision": PRECISION, **measured}
     print(json.dumps(content, indent=1))
     write("seq2seq", content)
 

@@ -12,7 +12,8 @@ import torch
 from groundup.train import machine, report
 
 # What runs compute in.
-DTYPE = torch.bfloat16 if machine.has_fast_bf16("cpu") else torch.float32
+PRECISION = "bf16" if machine.has_bf16_kernel("cpu") else "fp32"
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}[PRECISION]
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
 
@@ -79,8 +80,8 @@ def ablate(
 
 
 def autocast() -> torch.autocast:
-    """Mixed precision as in runs: bf16, but on a CPU that is slow in it."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=DTYPE is torch.bfloat16)
+    """Mixed precision as in runs: bf16, where this CPU has a kernel for it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16")
 
 
 def large_product() -> float:

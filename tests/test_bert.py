@@ -784,7 +784,7 @@ def test_a_model_of_another_task_is_not_scored(glue_dir, finished, capsys):
 
 
 def test_it_is_a_sentence_encoder_through_sentence_transformers(finished, tmp_path):
-    """As the card says; also as it is published, in bf16."""
+    """As the card says; also with weights in bf16."""
     from sentence_transformers import SentenceTransformer  # slow to import, and one test needs it
 
     sentences = ["the old man", "he had known kings and ships .", "wolves " * 50]

@@ -30,7 +30,7 @@ def test_orthogonalize_keeps_the_directions_and_evens_the_sizes(
     """X = U S V^T becomes U D V^T, with D near 1: seen in the basis of the decomposition."""
     u, _, vh = torch.linalg.svd(matrices(rows, columns), full_matrices=False)
     sizes = torch.linspace(1, 0.1, min(rows, columns))  # ten to one
-    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: fast_bf16)
+    monkeypatch.setattr(machine, "has_bf16_kernel", lambda device_type: fast_bf16)
     result = orthogonalize((u * sizes @ vh)[None])[0]
     assert result.dtype == (torch.bfloat16 if fast_bf16 else torch.float32)
     result = result.float()

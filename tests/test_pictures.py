@@ -190,7 +190,7 @@ def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, mo
         return score(*args)
 
     monkeypatch.setattr(pictures, "score", spy)
-    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: True)
+    monkeypatch.setattr(machine, "has_bf16_kernel", lambda device_type: True)
     for precision in ("true", "false"):
         SCRIPTS[row][0].main(flags(row, folder, "--evaluate_only", f"--bf16={precision}"))
     assert in_bf16 == [True, False]

@@ -4,6 +4,7 @@ The vehicle is train/gpt.py with a network of two thousand parameters on a text 
 """
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -195,7 +196,7 @@ def test_without_flags_the_row_has_its_own_config():
     ],
 )
 def test_values_of_the_file_get_their_type(yaml_file, line, value, monkeypatch):
-    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: True)
+    monkeypatch.setattr(machine, "has_bf16_kernel", lambda device_type: True)
     name = line.partition(":")[0]
     parts = parse("--config", yaml_file(line))[1:]
     found = next(getattr(part, name) for part in parts if hasattr(part, name))
@@ -254,20 +255,56 @@ def test_a_setting_that_an_older_run_did_not_know_had_its_default(
     assert_refused(capsys, more, "other settings (initializer_range was 0.02, is 0.1)")
 
 
-def test_where_bf16_is_slow_a_run_is_in_fp32_and_says_so(
-    unfinished, copy_of, flags, capsys, monkeypatch
+@pytest.fixture
+def no_bf16_kernel(monkeypatch):
+    """A CPU that computes in bf16 number by number."""
+    monkeypatch.setattr(machine, "has_bf16_kernel", lambda device_type: device_type != "cpu")
+
+
+def test_a_run_goes_on_in_fp32_where_bf16_is_slow(
+    unfinished, copy_of, flags, capsys, no_bf16_kernel, monkeypatch
 ):
-    """Begun in bf16 on one machine, it goes on in fp32 on another."""
     folder = copy_of(unfinished)
-    asked = [*flags(folder), "--bf16", "true"]
-    settings = json.loads((folder / "settings.json").read_text()) | {"bf16": True}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(machine, "has_fast_bf16", lambda device_type: False)
-    run = gpt.main(asked)
-    assert run["precision"] == "fp32"
+    for path in (folder / "settings.json", *folder.glob(f"checkpoint-*/{recipe.MANIFEST}")):
+        content = json.loads(path.read_text())
+        content |= {"bf16": True} if path.name == "settings.json" else {"precision": "bf16"}
+        path.write_text(json.dumps(content))
+    in_bf16, forward = [], gpt.GPTForCausalLM.forward
+
+    @functools.wraps(forward)  # Trainer asks for its arguments
+    def spy(*args, **kwargs):
+        in_bf16.append(torch.is_autocast_enabled("cpu"))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(gpt.GPTForCausalLM, "forward", spy)
+    run = gpt.main([*flags(folder), "--bf16", "true"])
+    assert in_bf16 and not any(in_bf16)
     told = capsys.readouterr().out
     assert "slow in bf16: the run is in fp32" in told and "resuming from" in told
-    assert "s of optimisation in fp32," in (folder / "README.md").read_text()
+    assert run["precision"] == "bf16, then fp32"
+    assert "s of optimisation in bf16, then fp32," in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--bf16", "--bf16_full_eval", "accelerate launch"])
+def test_no_way_leads_to_bf16_where_it_is_slow(flag, no_bf16_kernel, monkeypatch, capsys):
+    if flag == "accelerate launch":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        args = parse()[-1]
+    else:
+        args = parse(flag, "true")[-1]
+    assert (args.precision, args.mixed_precision) == ("fp32", "no")
+    assert not args.bf16 and not args.bf16_full_eval
+    assert "slow in bf16" in capsys.readouterr().out
+
+
+def test_memory_is_given_back_every_minute(monkeypatch):
+    now, given_back = [0.0], []
+    monkeypatch.setattr(recipe.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(machine, "release_freed_memory", lambda: given_back.append(now[0]))
+    tidy = recipe.Tidy()
+    for now[0] in (10.0, 59.0, 61.0, 90.0, 122.0):
+        tidy.on_step_end()
+    assert given_back == [61.0, 122.0]
 
 
 def test_a_list_is_a_flag_and_a_line_of_yaml(yaml_file):
@@ -895,7 +932,7 @@ NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0")
 
 
 def test_accumulated_batches_are_one_batch(flags, tmp_path, blocks_taken):
-    """2 x 4 = 8. With AdamW alone: the bf16 inside of Muon enlarges differences of rounding."""
+    """2 x 4 = 8. With AdamW alone: the bf16 that Muon may compute in enlarges differences of rounding."""
     results, orders = [], []
     for batch, accumulate in ((8, 1), (2, 4)):
         sizes = [f"--per_device_train_batch_size={batch}"]

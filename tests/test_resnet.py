@@ -381,7 +381,7 @@ def test_trainers_label_smoothing_fits():
 
 
 def test_pictures_are_taken_in_the_dtype_of_the_model():
-    """The Hub's bf16 weights come with pictures in fp32."""
+    """Weights may be in bf16; an image processor gives pictures in fp32."""
     model = make_resnet().bfloat16()
     assert model(pictures()).logits.dtype == torch.bfloat16
 

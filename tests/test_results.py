@@ -29,6 +29,7 @@ def a_run(seed: int, score: float, **changes) -> dict:
         "train_seconds": 10.0 + seed,
         "peak_memory_bytes": 2**30 * (1 + seed),
         "hardware": {"processor": "some", "cores": 2, "accelerators": []},
+        "precision": "bf16",
         "versions": {"python": "3.11"},
         "commit": "c0ffee",
         "command": f"python train/toy.py --seed {seed}",
@@ -63,6 +64,7 @@ def test_one_seed_has_no_deviation():
         ("config", "toy_large"),
         ("system", "other"),
         ("versions", {"python": "3.12"}),
+        ("precision", "fp32"),
         ("data", {"name": "words", "fingerprint": "beef"}),
     ],
 )
@@ -108,6 +110,8 @@ def test_a_row_of_the_table(bars):
     run = a_run(0, 1.0)
     run["hardware"] = run["hardware"] | {"cores": 1}
     assert "| 10 s of one core |" in results.table([results.summarise([run])])
+    in_fp32 = results.summarise([a_run(0, 1.0, precision="fp32")])
+    assert "| 10 s in fp32 |" in results.table([in_fp32])
 
 
 def test_a_card_begins_with_the_mean_over_the_seeds(tmp_path):

@@ -14,28 +14,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
 def describe() -> dict:
-    """Processor, cores that this process may use, fast in bf16 or not, accelerators."""
+    """Processor, cores that this process may use, accelerators."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "processor": name,
-        "cores": cores(),
-        "fast_bf16": has_fast_bf16("cuda" if gpus else "cpu"),
-        "accelerators": gpus,
-    }
+    return {"processor": name, "cores": cores(), "accelerators": gpus}
 
 
 @functools.cache
-def has_fast_bf16(device_type: str) -> bool:
-    """Whether products in bf16 take no longer than in fp32.
+def has_bf16_kernel(device_type: str) -> bool:
+    """Whether PyTorch has a kernel for products in bf16 here.
 
-    On a CPU whose vectors have fewer than 512 bits, such as AMD's before Zen 4 and most of Intel's
-    for desktops, PyTorch multiplies number by number: 1 GFLOP/s on two cores of Zen 3, where fp32
-    reaches 130. This is what PyTorch itself asks before it uses a fast kernel.
+    On an x86 CPU it has one for AVX-512. Without, as on AMD's before Zen 4 and most of Intel's for
+    desktops and laptops, it multiplies number by number: 1 GFLOP/s on two cores of Zen 3, where
+    fp32 reaches 130. Of accelerators, a few emulate bf16; they are left to the user.
     """
     if device_type != "cpu":
         return True

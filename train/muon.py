@@ -23,8 +23,8 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     In bf16 for speed alone: in fp32 where that is faster.
     """
     a, b, c = QUINTIC
-    fast = machine.has_fast_bf16(matrices.device.type)
-    x = matrices.bfloat16() if fast else matrices.float()
+    has_kernel = machine.has_bf16_kernel(matrices.device.type)
+    x = matrices.bfloat16() if has_kernel else matrices.float()
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT  # the products below are rows x rows: let that be the short side
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate.utils import parse_flag_from_env
 from safetensors import SafetensorError, safe_open
 from transformers import (
     HfArgumentParser,
@@ -90,16 +91,27 @@ class RunArguments(TrainingArguments):
         self.default_settings = {}  # `settings_of` fills this in
         self.chosen = set()  # flags that the user gave, or the config that the user named
         # Trainer allows bf16 on a CPU only where it is told that the CPU is meant.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        # A run may go on on another machine, so its settings hold what was asked for.
-        self.bf16_asked = self.bf16
-        if self.bf16 and self.use_cpu and not machine.has_fast_bf16("cpu"):
-            self.bf16 = False
+        self.use_cpu = (
+            self.use_cpu
+            or parse_flag_from_env("ACCELERATE_USE_CPU")
+            or not torch.accelerator.is_available()
+        )
+        # A run may go on on another machine: its settings are what was asked for.
+        self.asked = {name: getattr(self, name) for name in ("bf16", "bf16_full_eval")}
         super().__post_init__()
-        if self.bf16_asked and not self.bf16 and self.process_index == 0:
-            print("this CPU is slow in bf16: the run is in fp32")
+        self._choose_precision()
         if self.use_cpu and os.environ.get("ACCELERATE_USE_FSDP") and self.process_index == 0:
             print("FSDP is for GPUs: on this CPU each process has the whole model, as with DDP")
+
+    def _choose_precision(self):
+        """Has a CPU without a kernel for bf16 compute in fp32, a hundred times as fast there."""
+        # Trainer hands on `mixed_precision`, which may also come from `accelerate launch`.
+        asked = self.mixed_precision == "bf16" or self.bf16_full_eval
+        if asked and self.use_cpu and not machine.has_bf16_kernel("cpu"):
+            self.bf16, self.bf16_full_eval, self.mixed_precision = False, False, "no"
+            if self.process_index == 0:
+                print("this CPU is slow in bf16: the run is in fp32")
+        self.precision = "fp32" if self.mixed_precision == "no" else self.mixed_precision
 
     def _check_counts(self):
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
@@ -131,7 +143,7 @@ SHOWN = {
     "per_device_train_batch_size": "Examples per process and step.",
     "gradient_accumulation_steps": "Steps that share one update.",
     "gradient_checkpointing": "Recompute activations in the backward pass, to save memory.",
-    "bf16": "Mixed precision in bfloat16.",
+    "bf16": "Mixed precision in bfloat16; fp32 on a CPU that has no kernel for it.",
     "seed": "For weights, order and dropout.",
     "logging_steps": "Updates between two lines of the log.",
     "eval_strategy": "When to evaluate: no, steps or epoch.",
@@ -392,10 +404,13 @@ def _flush(path: Path) -> None:
 # ----------------------------------------------------------------------------------- checkpoints
 
 
-def seal(folder: Path, train_seconds: float) -> None:
-    """Writes down what a checkpoint holds, so that `find_checkpoint` can tell whether it is all."""
+def seal(folder: Path, train_seconds: float, **more) -> None:
+    """Writes down what a checkpoint holds, so that `find_checkpoint` can tell whether it is all.
+
+    And how it came about: after how many seconds of training, and what else is told.
+    """
     sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
-    content = {"train_seconds": train_seconds, "bytes": sizes}
+    content = {"train_seconds": train_seconds, **more, "bytes": sizes}
     (folder / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
@@ -574,8 +589,7 @@ def settings_of(args: RunArguments, *others, data: dict) -> dict:
     what a run of older code, which lacked the setting, did.
     """
     settings = {"processes": args.world_size, "data": data["fingerprint"]}
-    asked = args.to_dict() | {"bf16": args.bf16_asked}
-    for part in (*map(dataclasses.asdict, others), asked):
+    for part in (*map(dataclasses.asdict, others), args.to_dict() | args.asked):
         settings |= {name: value for name, value in part.items() if not FREE.match(name)}
     defaults = {}
     for one in (one for part in (*others, args) for one in dataclasses.fields(part)):
@@ -677,6 +691,10 @@ class RunTrainer(Trainer):
             manifest = json.loads((resume_from_checkpoint / MANIFEST).read_text(encoding="utf-8"))
             self.stopwatch.seconds = manifest["train_seconds"]
             print(f"resuming from {resume_from_checkpoint}")
+            before, now = manifest.get("precision", self.args.precision), self.args.precision
+            if not before.endswith(now):  # on another machine
+                before = f"{before}, then {now}"
+            self.args.precision = before
             if self._is_trained(resume_from_checkpoint):
                 return None  # Trainer would make one update more
             if self.is_streaming:
@@ -821,7 +839,7 @@ class RunTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # the other processes' random states are in
             if self.args.should_save:
                 written = Path(self._staging) / name
-                seal(written, self.stopwatch.seconds)
+                seal(written, self.stopwatch.seconds, precision=self.args.precision)
                 put_in_place(written, output_dir / name)
                 keep_newest(output_dir, self.args.save_total_limit)
         finally:

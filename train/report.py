@@ -79,7 +79,7 @@ def run_metrics(system, config, args: RunArguments, metrics: dict, data: dict, s
         "data": data,
         "seed": args.seed,
         "processes": args.world_size,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "precision": args.precision,
         "train_seconds": round(seconds, 1),
         "peak_memory_bytes": machine.peak_memory_bytes(),
         **provenance(),
