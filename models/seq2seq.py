@@ -56,7 +56,7 @@ from .seq2seq_common import (
     label_loss,
     shift_right,
 )
-from .transformer import count_positions, sinusoidal_positions
+from .word_positions import AT_START_TOKEN, place
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -217,68 +217,6 @@ ATTENTIONS = {
 
 
 # ---------------------------------------------------------------------------- encoder and decoder
-
-# How many separators were read, and where the last one stood: none, as if one had come before. The
-# decoder's start token stands where the separator before its first word would.
-BEFORE_ANY_WORD, AT_START_TOKEN = (0, -1), (0, 0)
-
-
-def count_words(input_ids, positions, separators, attention_mask=None, state=BEFORE_ANY_WORD):
-    """Which word each token belongs to, and where in it: a separator begins the next word.
-
-    Args:
-        input_ids: (batch, time).
-        positions: where each token stands in the text, (batch or 1, time).
-        separators: tokens that words stand between, a list.
-        attention_mask: (batch, time), 0 for padding, which separates nothing.
-        state: of what was read before, as `BEFORE_ANY_WORD`, (batch, 1) each.
-
-    Returns:
-        0, 0, 0, 1, 1, ... and 1, 2, 3, 0, 1, ..., (batch, time) each; the state after.
-    """
-    before, last = state
-    separates = torch.isin(input_ids, torch.tensor(separators, device=input_ids.device))
-    if attention_mask is not None:
-        separates &= attention_mask.bool()
-    words = before + separates.cumsum(-1)
-    starts = torch.where(separates, positions, last).cummax(-1).values
-    return words, positions - starts, (words[:, -1:], starts[:, -1:])
-
-
-def place(
-    config: Seq2SeqConfig,
-    embeddings,
-    input_ids,
-    attention_mask=None,
-    past=0,
-    word_state=BEFORE_ANY_WORD,
-):
-    """Adds where each token stands to its embedding, if the config says so.
-
-    Args:
-        embeddings: (batch, time, hidden_size).
-        input_ids: (batch, time), whose embeddings they are.
-        attention_mask: (batch, time), 0 for padding.
-        past: how many tokens were read before.
-        word_state: `state` of `count_words`.
-
-    Returns:
-        (batch, time, hidden_size); the word state after, the same where words are not counted.
-    """
-    if not config.sinusoidal_positions:
-        return embeddings, word_state
-    positions, size = count_positions(embeddings, attention_mask, past), config.hidden_size
-    if config.separator_token_ids:
-        words, within, word_state = count_words(
-            input_ids, positions, config.separator_token_ids, attention_mask, word_state
-        )
-        half = size // 2
-        halves = ((words, half), (within, size - half))
-        waves = torch.cat([sinusoidal_positions(*one, base=config.wave_base) for one in halves], -1)
-    else:
-        waves = sinusoidal_positions(positions, size, config.wave_base)
-    waves = config.wave_size * config.initializer_range * waves
-    return embeddings + waves.to(embeddings.dtype), word_state
 
 
 class BidirectionalLayer(nn.Module):
@@ -442,6 +380,7 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
             input_ids: (batch, source); or `encoder_outputs`, what the encoder made of them.
             attention_mask: (batch, source), 1 for text, 0 for padding on either side.
             decoder_input_ids: (batch, target), the tokens before each that is to be written.
+                Padding on the right needs no mask: nothing reads what comes after it.
             past_key_values: the decoder's state after the tokens that it read before.
             use_cache: give the state after these tokens back; the config's `use_cache`, where not
                 given, and never in training.

@@ -932,7 +932,7 @@ NO_DROPOUT = ("--hidden_dropout", "0", "--attention_dropout", "0")
 
 
 def test_accumulated_batches_are_one_batch(flags, tmp_path, blocks_taken):
-    """2 x 4 = 8. With AdamW alone: the bf16 that Muon may compute in enlarges differences of rounding."""
+    """2 x 4 = 8. With AdamW alone: Muon in bf16 enlarges rounding."""
     results, orders = [], []
     for batch, accumulate in ((8, 1), (2, 4)):
         sizes = [f"--per_device_train_batch_size={batch}"]

@@ -24,7 +24,7 @@ from groundup.data_scripts.pairs import LengthSampler
 from groundup.data_scripts.phonemes import load_phonemes, phoneme_tokenizer, pronunciations
 from groundup.data_scripts.pig_latin import load_pig_latin, to_pig_latin
 from groundup.data_scripts.sources import DataNotFound, describe
-from groundup.models import seq2seq as seq2seq_model
+from groundup.models import word_positions
 from groundup.models.seq2seq import ATTENTIONS, Seq2SeqConfig, Seq2SeqForConditionalGeneration
 from groundup.train import machine, seq2seq, seq2seq_transformer
 from groundup.train.metrics import BLEU, BLEU_SIGNATURE
@@ -209,10 +209,10 @@ def test_waves_count_words_and_what_stands_in_them():
     words = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2], [1, 2, 2, 2, 2, 3, 3, 3]])
     places = torch.tensor([[1, 2, 0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 0, 1, 2]])
     positions = torch.arange(8)[None]
-    *found, _ = seq2seq_model.count_words(ids, positions, separators)
+    *found, _ = word_positions.count_words(ids, positions, separators)
     assert_close(found, [words, places])
-    *begun, past = seq2seq_model.count_words(ids[:, :5], positions[:, :5], separators)
-    *found, _ = seq2seq_model.count_words(ids[:, 5:], positions[:, 5:], separators, state=past)
+    *begun, past = word_positions.count_words(ids[:, :5], positions[:, :5], separators)
+    *found, _ = word_positions.count_words(ids[:, 5:], positions[:, 5:], separators, state=past)
     assert_close([torch.cat(pair, 1) for pair in zip(begun, found, strict=True)], [words, places])
 
     waves = {"wave_size": 3.0, "wave_base": 100.0}
@@ -228,7 +228,7 @@ def test_waves_count_words_and_what_stands_in_them():
                 waves[..., first + i + 1] = angles.cos()
         return 3 * model.config.initializer_range * waves
 
-    waves, _ = seq2seq_model.place(model.config, torch.zeros(2, 8, SIZE), ids)
+    waves, _ = word_positions.place(model.config, torch.zeros(2, 8, SIZE), ids)
     assert_close(waves, waves_of(words, places), **close)
 
     # Of what the decoder reads, a word's first token is behind a separator or the start: place 0.
@@ -241,7 +241,7 @@ def test_waves_count_words_and_what_stands_in_them():
     # Padding on the left is no part of the first word, and separates nothing.
     left = torch.nn.functional.pad(ids, (3, 0), value=separators[0])
     mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
-    padded, _ = seq2seq_model.place(model.config, torch.zeros(2, 11, SIZE), left, mask)
+    padded, _ = word_positions.place(model.config, torch.zeros(2, 11, SIZE), left, mask)
     assert_close(padded[:, 3:], waves)
 
 
