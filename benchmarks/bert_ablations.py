@@ -52,8 +52,8 @@ def main() -> None:
         old = [row for row in earlier["rows"][1:] if row["variant"] not in variants]
         kept = [{"commit": earlier["commit"], **row} for row in old]
     rows = [row, *measured, *kept]
-    seeds = f"{len(scores['values'])} seeds of the published run, {args.seeds} of the others"
-    setting = f"on {published['data']['name']}, {seeds}"
+    seeds = ", ".join(str(len(row["values"])) for row in rows)
+    setting = f"on {published['data']['name']}; seeds: {seeds}"
     write(f"{name}_ablations", {"metric": score, "setting": setting, "rows": rows})
 
 
