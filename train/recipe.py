@@ -627,8 +627,8 @@ class Stopwatch(TrainerCallback):
 class Tidy(TrainerCallback):
     """Gives back freed memory every minute.
 
-    Batches of unequal size leave pieces behind that fit none of the next ones: BERT's memory grows
-    from 1.8 to 2.2 GiB in 200 updates, and with this stays at 2.0.
+    Batches of unequal size leave pieces behind that fit none of the next ones: in 200 updates of
+    BERT the peak grew to 2.23 GiB, and further; given back twice a minute, it stayed at 2.04.
     """
 
     def __init__(self):
