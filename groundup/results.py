@@ -188,8 +188,7 @@ def same(config: str, name: str, score: float, other: float, tolerances=TOLERANC
 def round_weights(folder: Path) -> None:
     """Saves a model's weights in bf16, half the size, and has them load as fp32.
 
-    Not every CPU is fast in bf16: on two cores of Zen 3, Tiny GPT then writes 4 characters a second
-    rather than 28.
+    Not every CPU has a kernel for bf16: without, Tiny GPT takes some six times as long to write.
     """
     config = AutoConfig.from_pretrained(folder)
     name = next(k for k, v in config.auto_map.items() if v.endswith(f".{config.architectures[0]}"))
