@@ -71,11 +71,14 @@ def check_transformer_config(config):
 
 
 def check_labels(labels: torch.LongTensor, vocab_size: int) -> None:
-    """Raises ValueError where a label is beyond the vocabulary; -100 is left out of a loss."""
-    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= vocab_size:
+    """Raises ValueError where a label is not of the vocabulary; -100 is left out of a loss."""
+    if torch.compiler.is_compiling():
+        return
+    wrong = labels[(labels >= vocab_size) | (labels < 0) & (labels != -100)]
+    if wrong.numel():
         raise ValueError(
-            f"labels must be below {vocab_size}, the size of the vocabulary, or -100; there is "
-            f"{labels.max().item()}"
+            f"labels must be below {vocab_size}, the size of the vocabulary, and not negative, but "
+            f"for -100; there is {wrong[0].item()}"
         )
 
 
@@ -113,18 +116,18 @@ def add_sinusoidal_positions(inputs_embeds, position_ids) -> torch.Tensor:
     return inputs_embeds * dim**0.5 + waves
 
 
-def sinusoidal_positions(positions: torch.Tensor, dim: int) -> torch.Tensor:
+def sinusoidal_positions(positions: torch.Tensor, dim: int, base: float = 1e4) -> torch.Tensor:
     """The waves of Vaswani et al. 2017, section 3.5: (*positions.shape, dim).
 
-    Column 2i holds sin(t / 10000^(2i/dim)), column 2i+1 the cosine of the same angle.
+    Column 2i holds sin(t / base^(2i/dim)), column 2i+1 the cosine of the same angle.
     """
-    angles = rotary_angles(positions, dim)  # (..., ceil(dim / 2))
+    angles = rotary_angles(positions, dim, base)  # (..., ceil(dim / 2))
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
 
-def rotary_angles(positions: torch.Tensor, dim: int) -> torch.Tensor:
-    """t / 10000^(2i/dim) for each position t and i < dim/2: (*positions.shape, dim/2), in fp32."""
-    frequencies = 10000.0 ** -(torch.arange(0, dim, 2, device=positions.device) / dim)
+def rotary_angles(positions: torch.Tensor, dim: int, base: float = 1e4) -> torch.Tensor:
+    """t / base^(2i/dim) for each position t and i < dim/2: (*positions.shape, dim/2), in fp32."""
+    frequencies = base ** -(torch.arange(0, dim, 2, device=positions.device) / dim)
     return positions[..., None].float() * frequencies
 
 
