@@ -22,17 +22,17 @@ def matrices(*shape: int, seed: int = 0) -> torch.Tensor:
 # ------------------------------------------------------------------------------ orthogonalising
 
 
-@pytest.mark.parametrize("fast_bf16", [True, False])
+@pytest.mark.parametrize("has_kernel", [True, False])
 @pytest.mark.parametrize(("rows", "columns"), [(16, 64), (64, 16), (32, 32)])
 def test_orthogonalize_keeps_the_directions_and_evens_the_sizes(
-    rows, columns, fast_bf16, monkeypatch
+    rows, columns, has_kernel, monkeypatch
 ):
     """X = U S V^T becomes U D V^T, with D near 1: seen in the basis of the decomposition."""
     u, _, vh = torch.linalg.svd(matrices(rows, columns), full_matrices=False)
     sizes = torch.linspace(1, 0.1, min(rows, columns))  # ten to one
-    monkeypatch.setattr(machine, "has_bf16_kernel", lambda device_type: fast_bf16)
+    monkeypatch.setattr(machine, "has_bf16_kernel", lambda device_type: has_kernel)
     result = orthogonalize((u * sizes @ vh)[None])[0]
-    assert result.dtype == (torch.bfloat16 if fast_bf16 else torch.float32)
+    assert result.dtype == (torch.bfloat16 if has_kernel else torch.float32)
     result = result.float()
     assert result.shape == (rows, columns)
     inside = u.mT @ result @ vh.mT

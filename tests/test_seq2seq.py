@@ -809,7 +809,7 @@ disable_tqdm: true
 def test_a_transformer_is_trained_by_the_same_run(flags, tmp_path):
     more = ["--num_hidden_layers=1", "--max_steps=320", "--intermediate_size=64"]
     run = seq2seq_transformer.main(flags(tmp_path / "run", *more))
-    assert run["config"] == "tiny" and run["metrics"]["bleu"] > 40  # one sentence for all: below
+    assert run["config"] == "tiny" and run["metrics"]["bleu"] > 50  # one sentence for all: below 40
     assert run["system"] == "seq2seq_transformer"  # whose script it is scored by again
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert tokenizer("A dog.").input_ids[-1] == tokenizer.eos_token_id
