@@ -17,10 +17,10 @@ from side_by_side import FOLDER, ablate, write
 from groundup import results
 from groundup.train import bert, recipe
 
-VARIANTS = {
-    "lora": ("pre-trained, LoRA of rank 8", ["--lora_rank=8", "--learning_rate=0.002"]),
-    "random": ("from random weights", ["--random_weights"]),
-}
+NAMES = {"lora": "pre-trained, LoRA of rank 8", "random": "from random weights"}
+# Of LoRA. On CoLA, 0.002 learns to call all sentences acceptable, a correlation of 0; 0.0005: 0.16
+# held out.
+LORA_RATES = {"sst2": 0.002, "cola": 0.0005}
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=["sst2", "cola"], default="sst2")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=VARIANTS, help="measure this variant, keep the other")
+    parser.add_argument("--only", choices=NAMES, help="measure this variant, keep the other")
     args = parser.parse_args()
     name, score = f"bert_{args.task}", bert.SCORES[args.task]
     config = recipe.CONFIGS / f"{name}.yaml"
@@ -44,7 +44,11 @@ def main() -> None:
         "commit": published["commit"],
     }
     fixed = ["--config", str(config)]
-    variants = dict(VARIANTS[key] for key in ([args.only] if args.only else VARIANTS))
+    flags = {
+        "lora": ["--lora_rank=8", f"--learning_rate={LORA_RATES[args.task]}"],
+        "random": ["--random_weights"],
+    }
+    variants = {NAMES[key]: flags[key] for key in ([args.only] if args.only else NAMES)}
     measured = ablate(bert.main, fixed, variants, score, updates, args.seeds)
     kept = []
     if args.only:
