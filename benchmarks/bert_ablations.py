@@ -57,7 +57,8 @@ def main() -> None:
         kept = [{"commit": earlier["commit"], **row} for row in old]
     rows = [row, *measured, *kept]
     seeds = ", ".join(str(len(row["values"])) for row in rows)
-    setting = f"on {published['data']['name']}; seeds: {seeds}"
+    rate = f"LoRA at a rate of its own, {LORA_RATES[args.task]}"
+    setting = f"on {published['data']['name']}; seeds: {seeds}; {rate}"
     write(f"{name}_ablations", {"metric": score, "setting": setting, "rows": rows})
 
 
