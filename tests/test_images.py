@@ -476,12 +476,12 @@ def test_pictures_are_small_in_the_first_epochs():
     assert (augment(images, rows, rows, 2)["pixel_values"].numpy() == images).all()
 
 
-def test_draws_depend_on_seed_epoch_and_rows_alone():
+@pytest.mark.parametrize("option", [{"flip": "random"}, {"crop_padding": 4}, {"cutout_size": 8}])
+def test_draws_depend_on_seed_epoch_and_rows_alone(option):
     images, rows = noise(8), np.arange(8)
-    options = {"flip": "random", "crop_padding": 4, "cutout_size": 8}
 
     def drawn(seed=0, epoch=0, first=0):
-        augment = Augment(**HALF, **options, seed=seed)
+        augment = Augment(**HALF, **option, seed=seed)
         return augment(images, rows, rows + first, epoch)["pixel_values"]
 
     once = drawn()
