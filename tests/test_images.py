@@ -476,7 +476,15 @@ def test_pictures_are_small_in_the_first_epochs():
     assert (augment(images, rows, rows, 2)["pixel_values"].numpy() == images).all()
 
 
-@pytest.mark.parametrize("option", [{"flip": "random"}, {"crop_padding": 4}, {"cutout_size": 8}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"flip": "random"},
+        {"crop_padding": 4},
+        {"cutout_size": 8},
+        {"mixup_alpha": 0.3, "num_classes": 8},
+    ],
+)
 def test_draws_depend_on_seed_epoch_and_rows_alone(option):
     images, rows = noise(8), np.arange(8)
 
