@@ -5,6 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
+from groundup.train.cnn import describe_model
+
+BLUR = {"pool_size": 3, "pool_blur": True}
+WIDE_BLUR = {"pool_size": 4, "pool_blur": True}  # of grids with a rest
 
 
 def make(**options) -> CNNForImageClassification:
@@ -27,13 +31,21 @@ def normalise(x, norm, training: bool):
     return (x - mean) / (variance + norm.eps).sqrt() + shift
 
 
+def pool(x, size: int, blur: bool) -> torch.Tensor:
+    if not blur:
+        return F.max_pool2d(x, size, 2)
+    grid = [(length - size) // 2 + 1 for length in x.shape[2:]]
+    maxima = [F.max_pool2d(x[:, :, i:, j:], size - 1, 2) for i in (0, 1) for j in (0, 1)]
+    return sum(m[:, :, : grid[0], : grid[1]] for m in maxima) / 4
+
+
 def by_hand(model, x, training: bool) -> torch.Tensor:
     """The equation of the model file, in functions."""
     x = F.gelu(F.conv2d(x, model.cnn.whitening.weight, model.cnn.whitening.bias))
     for group in model.cnn.groups:
         for i, (conv, norm) in enumerate(zip(group.convs, group.norms, strict=True)):
             x = F.conv2d(x, conv.weight, padding=1)
-            x = F.max_pool2d(x, model.config.pool_size, 2) if i == 0 else x
+            x = pool(x, model.config.pool_size, model.config.pool_blur) if i == 0 else x
             x = F.gelu(normalise(x, norm, training))
     # Where windows overlap and filters begin as the identity, a maximum may stand in two places;
     # `amax` lets them share the gradient.
@@ -42,7 +54,7 @@ def by_hand(model, x, training: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", [{}, {"depth": 3}, {"pool_size": 3}])
+@pytest.mark.parametrize("options", [{}, {"depth": 3}, {"pool_size": 3}, BLUR, WIDE_BLUR])
 def test_outputs_and_gradients_are_those_of_the_equation(training, options):
     model, x, labels = make(**options), some_pictures(), torch.arange(6) % 5
     # In fp64: whitening makes small differences large, and rounding with them.
@@ -131,13 +143,27 @@ def test_features_are_of_the_last_grid():
         model(torch.zeros(1, 1, 32, 32))
 
 
-@pytest.mark.parametrize(("pool_size", "smallest"), [(1, 2), (2, 5), (3, 8)])
-def test_the_smallest_picture_leaves_one_place(pool_size, smallest):
-    model = make(pool_size=pool_size).eval().cnn
+@pytest.mark.parametrize(
+    ("options", "smallest"),
+    [
+        ({"pool_size": 1}, 2),
+        ({"pool_size": 2}, 5),
+        ({"pool_size": 3}, 8),
+        (BLUR, 8),
+        (WIDE_BLUR, 11),
+    ],
+)
+def test_the_smallest_picture_leaves_one_place(options, smallest):
+    model = make(**options).eval().cnn
     assert model.smallest_size() == smallest
     assert model(torch.zeros(1, 3, smallest, smallest)).last_hidden_state.shape == (1, 32, 1, 1)
     with pytest.raises(ValueError, match=f"{smallest} is the least"):
         model(torch.zeros(1, 3, smallest - 1, 40))
+
+
+def test_the_card_says_how_it_pools():
+    assert describe_model(make()).endswith("with pooling over windows of 2 x 2.")
+    assert "mean of the maxima of its four windows of 2 x 2" in describe_model(make(**BLUR))
 
 
 def test_labels_may_be_probabilities():
@@ -153,6 +179,7 @@ def test_labels_may_be_probabilities():
         ({"depth": 0}, "depth is 0; it must be a whole number"),
         ({"whitening_size": 0}, "whitening_size is 0"),
         ({"pool_size": 0}, "pool_size is 0"),
+        ({"pool_size": 2, "pool_blur": True}, "pool_size is 2; with pool_blur"),
         ({"hidden_act": "gelo"}, "'gelo' is unknown"),
         ({"batch_norm_momentum": 0.0}, r"must be in \(0, 1\]"),
         ({"initializer_range": 0.0}, "must be above 0"),

@@ -31,11 +31,14 @@ def describe_model(model) -> str:
     """What the card says of the network."""
     config = model.config
     first = "computed whitening" if config.whitening else "learned first"
+    window = f"{config.pool_size} x {config.pool_size}"
+    if config.pool_blur:
+        side = config.pool_size - 1
+        window += f" (in each, the mean of the maxima of its four windows of {side} x {side})"
     return (
         f"A convolutional network of {model.num_parameters():,} parameters: a {first} "
         f"layer and {len(config.hidden_sizes)} groups of {config.depth} convolutions, "
-        f"{config.hidden_sizes} channels wide, each with pooling over windows of "
-        f"{config.pool_size} x {config.pool_size}."
+        f"{config.hidden_sizes} channels wide, each with pooling over windows of {window}."
     )
 
 
