@@ -768,6 +768,8 @@ def test_a_task_needs_a_model_to_go_on_from(glue_dir, finished, tmp_path, capsys
         (["--base_model", str(tmp_path)], "no model at"),
         (["--base_model", str(finished), "--random_weights", "--lora_rank=2"], "--lora_rank chan"),
         (["--base_model", str(finished), "--eval_strategy=steps"], "give --split validation, or"),
+        # Before any data is read, of which there is none in that folder.
+        (["--base_model", str(finished), "--hidden_size=8", "--data_dir=no"], "cannot become 8"),
     ):
         with pytest.raises(SystemExit):
             bert.main([*common, *more])

@@ -50,40 +50,16 @@ def check_optimizer(tune_args, args) -> None:
         )
 
 
-def load_base_model(
-    name: str, model_args, chosen: set[str], auto_class=AutoModelForCausalLM, **options
-):
-    """A trained model, from a folder or the Hub, with the dropout that the arguments give.
+def check_base_model(name: str, model_class, model_args, chosen: set[str]) -> None:
+    """Reads no more than the config of a trained model, so that it can go before the data.
 
     Args:
+        name: a folder, or a name on the Hub.
         chosen: names of the arguments that the user gave, rather than a default config.
-        auto_class: of the task; a head that the trained model does not have is a new one.
-        options: for its config, such as the names of classes.
 
     Raises:
-        ValueError: the arguments ask for another shape than it has.
+        ValueError: there is no model, or one of another class or shape than the arguments ask for.
     """
-    given = asdict(model_args)
-    model = auto_class.from_pretrained(
-        name, dtype=torch.float32, **{key: given[key] for key in CHANGEABLE}, **options
-    )
-    for option in sorted(chosen & set(given) - CHANGEABLE):
-        asked, has = given[option], getattr(model.config, option, None)
-        if asked != has:
-            raise ValueError(f"{option} is {has} in {name} and cannot become {asked}: leave it out")
-    return model
-
-
-def content_of(name: str, model_class) -> str:
-    """What tells a base model from a later one of the same name, for the settings of a run.
-
-    Returns:
-        SHA-256 of a folder's weights, 16 digits, or the commit on the Hub.
-
-    Raises:
-        ValueError: there is no model, or one of another class.
-    """
-    folder = Path(name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -92,12 +68,38 @@ def content_of(name: str, model_class) -> str:
         raise ValueError(
             f"{name} is a {config.model_type}; the base model must be a {model_class.__name__}"
         )
+    given = asdict(model_args)
+    for option in sorted(chosen & set(given) - CHANGEABLE):
+        asked, has = given[option], getattr(config, option, None)
+        if asked != has:
+            raise ValueError(f"{option} is {has} in {name} and cannot become {asked}: leave it out")
+
+
+def content_of(name: str) -> str:
+    """What tells a base model from a later one of the same name, for the settings of a run.
+
+    Returns:
+        SHA-256 of a folder's weights, 16 digits, or the commit on the Hub.
+    """
+    folder = Path(name)
     if folder.is_dir():
         digest = hashlib.sha256()
         for file in sorted(folder.glob("*.safetensors")):
             digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
-    return config._commit_hash
+    return AutoConfig.from_pretrained(name)._commit_hash
+
+
+def load_base_model(name: str, model_args, auto_class=AutoModelForCausalLM, **options):
+    """A trained model, from a folder or the Hub, with the dropout that the arguments give.
+
+    Args:
+        auto_class: of the task; a head that the trained model does not have is a new one.
+        options: for its config, such as the names of classes.
+    """
+    given = asdict(model_args)
+    changed = {key: given[key] for key in CHANGEABLE}
+    return auto_class.from_pretrained(name, dtype=torch.float32, **changed, **options)
 
 
 def add_lora(

@@ -161,8 +161,8 @@ def load_data(arguments: TaskArguments) -> DatasetDict:
     return CORPORA[arguments.corpus](arguments.data_dir)
 
 
-def check_choices(task_args, tune_args, args) -> None:
-    """Raises ValueError for flags that do not go together."""
+def check_choices(task_args, model_args, tune_args, args) -> None:
+    """Raises ValueError for flags that do not go together, or with the base model."""
     if task_args.task == BLANKS:
         if unused := {"lora_rank", "random_weights", "split"} & args.chosen:
             raise ValueError(f"--{min(unused)} is for --task sst2 and cola")
@@ -189,6 +189,9 @@ def check_choices(task_args, tune_args, args) -> None:
             "are scored: give --split validation, or --eval_strategy no"
         )
     adapters.check_optimizer(tune_args, args)
+    if tune_args.base_model and not args.evaluate_only:
+        adapters.check_base_model(tune_args.base_model, BERTForMaskedLM, model_args, args.chosen)
+        check_head(tune_args.base_model, fills_blanks=True)
 
 
 def check_head(name: Path | str, fills_blanks: bool) -> None:
@@ -208,11 +211,11 @@ def check_head(name: Path | str, fills_blanks: bool) -> None:
 # ------------------------------------------------------------------------------- to fill in blanks
 
 
-def make_masked_model(tune_args, model_args, chosen: set[str], vocab_size: int) -> BERTForMaskedLM:
+def make_masked_model(tune_args, model_args, vocab_size: int) -> BERTForMaskedLM:
     """A new model, or the base model."""
     if tune_args.base_model is None:
         return BERTForMaskedLM(BERTConfig(vocab_size=vocab_size, **asdict(model_args)))
-    return adapters.load_base_model(tune_args.base_model, model_args, chosen, AutoModelForMaskedLM)
+    return adapters.load_base_model(tune_args.base_model, model_args, AutoModelForMaskedLM)
 
 
 def masked_blocks(
@@ -284,12 +287,12 @@ def encode_sentences(tokenizer, dataset: DatasetDict) -> DatasetDict:
     return DatasetDict(encoded)
 
 
-def make_classifier(tune_args, task_args, model_args, chosen: set[str]):
+def make_classifier(tune_args, task_args, model_args):
     """A classifier on the base model, or on new weights of its shape; it may have LoRA."""
     names = CLASSES[task_args.task]
     options = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     model = adapters.load_base_model(
-        tune_args.base_model, model_args, chosen, AutoModelForSequenceClassification, **options
+        tune_args.base_model, model_args, AutoModelForSequenceClassification, **options
     )
     if task_args.random_weights:
         model = BERTForSequenceClassification(model.config)
@@ -316,7 +319,7 @@ def main(argv=None):
     )
     output_dir = Path(args.output_dir)
     recipe.check_folder(args, BERTConfig)
-    check_choices(task_args, tune_args, args)
+    check_choices(task_args, model_args, tune_args, args)
     set_seed(args.seed)
     fills_blanks = task_args.task == BLANKS
 
@@ -330,9 +333,7 @@ def main(argv=None):
     else:
         settings = recipe.settings_of(args, task_args, model_args, tune_args, data=data)
         if tune_args.base_model:
-            content = adapters.content_of(tune_args.base_model, BERTForMaskedLM)
-            settings["base_model_content"] = content
-            check_head(tune_args.base_model, fills_blanks=True)
+            settings["base_model_content"] = adapters.content_of(tune_args.base_model)
         checkpoint = recipe.prepare_folder(args, settings)
         if tune_args.base_model:
             tokenizer = AutoTokenizer.from_pretrained(tune_args.base_model)
@@ -351,9 +352,9 @@ def main(argv=None):
         if not fills_blanks and list(model.config.id2label.values()) != CLASSES[task_args.task]:
             raise ValueError(f"{output_dir} was not trained for --task {task_args.task}")
     elif fills_blanks:
-        model = make_masked_model(tune_args, model_args, args.chosen, len(tokenizer))
+        model = make_masked_model(tune_args, model_args, len(tokenizer))
     else:
-        model = make_classifier(tune_args, task_args, model_args, args.chosen)
+        model = make_classifier(tune_args, task_args, model_args)
 
     # 4. Fit
     if fills_blanks:

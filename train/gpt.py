@@ -91,11 +91,11 @@ def make_tokenizer(data_args, tune_args, texts: list[str]):
     return language.make_tokenizer(data_args, texts), []
 
 
-def make_model(model_args, tune_args, tokenizer, new_tokens: list[int], chosen: set[str]):
+def make_model(model_args, tune_args, tokenizer, new_tokens: list[int]):
     """A model with random weights, or a trained one that knows the new tokens and may have LoRA."""
     if not tune_args.base_model:
         return new_model(model_args, tokenizer)
-    model = adapters.load_base_model(tune_args.base_model, model_args, chosen)
+    model = adapters.load_base_model(tune_args.base_model, model_args)
     if new_tokens:
         model.resize_token_embeddings(len(tokenizer))
     if tune_args.lora_rank:
@@ -108,8 +108,8 @@ def new_model(model_args, tokenizer) -> GPTForCausalLM:
     return GPTForCausalLM(GPTConfig(**language.token_settings(tokenizer), **asdict(model_args)))
 
 
-def check_choices(data_args, tune_args, args) -> None:
-    """Raises ValueError for flags that do not go together."""
+def check_choices(data_args, model_args, tune_args, args) -> None:
+    """Raises ValueError for flags that do not go together, or with the base model."""
     if data_args.streaming and data_args.tokenizer == "characters" and not tune_args.base_model:
         raise ValueError(STREAM_NEEDS_BYTES)
     for flag in sorted({"tokenizer", "tokenizer_vocab_size"} & args.chosen):
@@ -118,6 +118,8 @@ def check_choices(data_args, tune_args, args) -> None:
                 f"{tune_args.base_model} has a tokenizer of its own: leave out --{flag}"
             )
     adapters.check_optimizer(tune_args, args)
+    if tune_args.base_model and not args.evaluate_only:
+        adapters.check_base_model(tune_args.base_model, GPTForCausalLM, model_args, args.chosen)
 
 
 @recipe.one_line_errors
@@ -139,7 +141,7 @@ def main(argv=None):
             "pass over all of them would be hundreds of passes over the text"
         )
     recipe.check_folder(args, GPTConfig)
-    check_choices(data_args, tune_args, args)
+    check_choices(data_args, model_args, tune_args, args)
     set_seed(args.seed)
 
     # 2. Data
@@ -150,8 +152,7 @@ def main(argv=None):
     else:
         settings = recipe.settings_of(args, data_args, model_args, tune_args, data=data)
         if tune_args.base_model:
-            content = adapters.content_of(tune_args.base_model, GPTForCausalLM)
-            settings["base_model_content"] = content
+            settings["base_model_content"] = adapters.content_of(tune_args.base_model)
         checkpoint = recipe.prepare_folder(args, settings)
     texts = {name: split["text"] for name, split in dataset.items()}
     if args.evaluate_only:
@@ -173,7 +174,7 @@ def main(argv=None):
     if args.evaluate_only:
         model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
     else:
-        model = make_model(model_args, tune_args, tokenizer, new_tokens, args.chosen)
+        model = make_model(model_args, tune_args, tokenizer, new_tokens)
     block_size = model.config.max_position_embeddings
 
     # 4. Fit
