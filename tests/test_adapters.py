@@ -11,12 +11,12 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from test_recipe import TINY, assert_refused, interrupted_at, toy_text
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from groundup.data_scripts.tokenization import add_characters, train_tokenizer
 from groundup.models.gpt import GPTForCausalLM
 from groundup.train import gpt
-from groundup.train.adapters import content_of
+from groundup.train.adapters import check_base_model
 
 NEW = '"?é'
 RANK = 2
@@ -146,6 +146,9 @@ def test_in_full_all_weights_change(base, flags, tmp_path):
         (["--lora_rank=-1"], ["lora_rank is -1"]),
         (["--base_model=no/where"], ["no model at no/where"]),
         (["--hidden_size=32"], ["hidden_size is 16", "cannot become 32"]),
+        (["--no_tie_word_embeddings"], ["tie_word_embeddings is True", "cannot become False"]),
+        # Before any text is read, of which there is none.
+        (["--hidden_size=32", "--text=no/where"], ["cannot become 32"]),
         (["--position_embedding_type=rotary"], ["position_embedding_type is learned"]),
         (["--tokenizer=bpe"], ["leave out --tokenizer"]),
         (["--lora_rank=2", "--muon_learning_rate=0.02"], ["--muon_learning_rate 0"]),
@@ -158,17 +161,33 @@ def test_a_mistake_is_one_line(capsys, flags, tmp_path, more, words):
 def test_a_base_of_another_kind_is_one_line(capsys, flags, tmp_path):
     GPT2Config(n_layer=1, n_embd=8, n_head=2).save_pretrained(tmp_path / "gpt2")
     arguments = flags(tmp_path / "run", f"--base_model={tmp_path / 'gpt2'}")
-    assert_refused(capsys, arguments, "is a gpt2", "must be a GPTForCausalLM")
+    assert_refused(capsys, arguments, "holds a gpt2 without a head", "needs a GPTForCausalLM")
+
+
+def test_a_base_without_a_head_is_one_line(base, capsys, flags, tmp_path):
+    AutoModel.from_pretrained(base).save_pretrained(tmp_path / "headless")
+    arguments = flags(tmp_path / "run", f"--base_model={tmp_path / 'headless'}")
+    assert_refused(capsys, arguments, "holds a GPTModel", "needs a GPTForCausalLM")
+
+
+def test_a_tuned_model_is_scored_without_its_base(tuned, flags):
+    again = gpt.main(flags(tuned, "--base_model=no/where", "--evaluate_only"))
+    told = json.loads((tuned / "metrics.json").read_text())
+    key = "nats_per_character"
+    assert again["metrics"][key] == pytest.approx(told["metrics"][key], abs=1e-6)
 
 
 def test_another_model_of_the_same_name_is_another_base(base, tmp_path):
+    def told(folder):
+        return check_base_model(str(folder), GPTForCausalLM, gpt.ModelArguments(), set())
+
     shutil.copytree(base, tmp_path / "base")
-    before = content_of(str(tmp_path / "base"))
-    assert before == content_of(str(base))
+    before = told(tmp_path / "base")
+    assert before == told(base)
     weights = load_file(tmp_path / "base" / "model.safetensors")
     weights["model.norm.bias"] += 1
     save_file(weights, tmp_path / "base" / "model.safetensors")
-    assert content_of(str(tmp_path / "base")) != before
+    assert told(tmp_path / "base") != before
 
 
 def test_lora_needs_a_base_model(capsys, tmp_path):

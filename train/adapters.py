@@ -50,50 +50,57 @@ def check_optimizer(tune_args, args) -> None:
         )
 
 
-def check_base_model(name: str, model_class, model_args, chosen: set[str]) -> None:
-    """Reads no more than the config of a trained model, so that it can go before the data.
-
-    Args:
-        name: a folder, or a name on the Hub.
-        chosen: names of the arguments that the user gave, rather than a default config.
+def config_of(name: str | Path, model_class):
+    """The config of a trained model, from a folder or the Hub.
 
     Raises:
-        ValueError: there is no model, or one of another class or shape than the arguments ask for.
+        ValueError: there is no model, or one of another class; its head would be a random one.
     """
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"no model at {name}: give a folder or Hub name that holds one") from error
-    if not isinstance(config, model_class.config_class):
+    found = (config.architectures or [f"{config.model_type} without a head"])[0]
+    if not isinstance(config, model_class.config_class) or found != model_class.__name__:
         raise ValueError(
-            f"{name} is a {config.model_type}; the base model must be a {model_class.__name__}"
+            f"{name} holds a {found}, and this needs a {model_class.__name__}: name another, or "
+            f"the --config or --task that it was trained with"
         )
-    given = asdict(model_args)
+    return config
+
+
+def check_base_model(name: str, model_class, model_args, chosen: set[str]) -> str:
+    """Judges a base model by its config, before any data is read.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        chosen: names of the arguments that the user gave, rather than a default config.
+
+    Returns:
+        What tells it from a later one of the same name, for the settings of a run: SHA-256 of a
+        folder's weights, 16 digits, or the commit on the Hub.
+
+    Raises:
+        ValueError: there is no model, or one of another class or shape than the arguments ask for.
+    """
+    config, given = config_of(name, model_class), asdict(model_args)
     for option in sorted(chosen & set(given) - CHANGEABLE):
         asked, has = given[option], getattr(config, option, None)
         if asked != has:
             raise ValueError(f"{option} is {has} in {name} and cannot become {asked}: leave it out")
-
-
-def content_of(name: str) -> str:
-    """What tells a base model from a later one of the same name, for the settings of a run.
-
-    Returns:
-        SHA-256 of a folder's weights, 16 digits, or the commit on the Hub.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(folder.glob("*.safetensors")):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
-    return AutoConfig.from_pretrained(name)._commit_hash
+    if not Path(name).is_dir():
+        return config._commit_hash
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def load_base_model(name: str, model_args, auto_class=AutoModelForCausalLM, **options):
-    """A trained model, from a folder or the Hub, with the dropout that the arguments give.
+    """A trained model, from a folder or the Hub, of its own shape (see `check_base_model`).
 
     Args:
+        model_args: of them it takes what is in `CHANGEABLE`.
         auto_class: of the task; a head that the trained model does not have is a new one.
         options: for its config, such as the names of classes.
     """

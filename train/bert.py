@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import (
-    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -161,8 +160,8 @@ def load_data(arguments: TaskArguments) -> DatasetDict:
     return CORPORA[arguments.corpus](arguments.data_dir)
 
 
-def check_choices(task_args, model_args, tune_args, args) -> None:
-    """Raises ValueError for flags that do not go together, or with the base model."""
+def check_choices(task_args, tune_args, args) -> None:
+    """Raises ValueError for flags that do not go together."""
     if task_args.task == BLANKS:
         if unused := {"lora_rank", "random_weights", "split"} & args.chosen:
             raise ValueError(f"--{min(unused)} is for --task sst2 and cola")
@@ -189,23 +188,6 @@ def check_choices(task_args, model_args, tune_args, args) -> None:
             "are scored: give --split validation, or --eval_strategy no"
         )
     adapters.check_optimizer(tune_args, args)
-    if tune_args.base_model and not args.evaluate_only:
-        adapters.check_base_model(tune_args.base_model, BERTForMaskedLM, model_args, args.chosen)
-        check_head(tune_args.base_model, fills_blanks=True)
-
-
-def check_head(name: Path | str, fills_blanks: bool) -> None:
-    """Raises ValueError where a model, of a folder or the Hub, does another task.
-
-    Its head would be random.
-    """
-    wanted = BERTForMaskedLM if fills_blanks else BERTForSequenceClassification
-    found = AutoConfig.from_pretrained(name).architectures or ["model without a head"]
-    if found != [wanted.__name__]:
-        raise ValueError(
-            f"{name} holds a {found[0]}, and this task needs a {wanted.__name__}: name another, or "
-            f"the --config or --task that it was trained with"
-        )
 
 
 # ------------------------------------------------------------------------------- to fill in blanks
@@ -319,7 +301,10 @@ def main(argv=None):
     )
     output_dir = Path(args.output_dir)
     recipe.check_folder(args, BERTConfig)
-    check_choices(task_args, model_args, tune_args, args)
+    check_choices(task_args, tune_args, args)
+    base, base_content = tune_args.base_model, None
+    if base and not args.evaluate_only:
+        base_content = adapters.check_base_model(base, BERTForMaskedLM, model_args, args.chosen)
     set_seed(args.seed)
     fills_blanks = task_args.task == BLANKS
 
@@ -332,11 +317,11 @@ def main(argv=None):
         tokenizer = AutoTokenizer.from_pretrained(output_dir)
     else:
         settings = recipe.settings_of(args, task_args, model_args, tune_args, data=data)
-        if tune_args.base_model:
-            settings["base_model_content"] = adapters.content_of(tune_args.base_model)
+        if base:
+            settings["base_model_content"] = base_content
         checkpoint = recipe.prepare_folder(args, settings)
-        if tune_args.base_model:
-            tokenizer = AutoTokenizer.from_pretrained(tune_args.base_model)
+        if base:
+            tokenizer = AutoTokenizer.from_pretrained(base)
         else:
             tokenizer = train_wordpiece(
                 dataset["train"]["text"],
@@ -347,7 +332,8 @@ def main(argv=None):
     # 3. Model
     auto_class = AutoModelForMaskedLM if fills_blanks else AutoModelForSequenceClassification
     if args.evaluate_only:
-        check_head(output_dir, fills_blanks)
+        wanted = BERTForMaskedLM if fills_blanks else BERTForSequenceClassification
+        adapters.config_of(output_dir, wanted)
         model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
         if not fills_blanks and list(model.config.id2label.values()) != CLASSES[task_args.task]:
             raise ValueError(f"{output_dir} was not trained for --task {task_args.task}")
@@ -385,7 +371,7 @@ def main(argv=None):
     )
     trained = model.num_parameters(only_trainable=True)
     before = {}
-    if fills_blanks and tune_args.base_model and not args.evaluate_only:
+    if fills_blanks and base and not args.evaluate_only:
         before = {BEFORE: trainer.scores()[SCORES[BLANKS]]}
     if not args.evaluate_only:
         print(f"{trained:,} parameters to train; vocabulary {len(tokenizer):,}")

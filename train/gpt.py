@@ -108,8 +108,8 @@ def new_model(model_args, tokenizer) -> GPTForCausalLM:
     return GPTForCausalLM(GPTConfig(**language.token_settings(tokenizer), **asdict(model_args)))
 
 
-def check_choices(data_args, model_args, tune_args, args) -> None:
-    """Raises ValueError for flags that do not go together, or with the base model."""
+def check_choices(data_args, tune_args, args) -> None:
+    """Raises ValueError for flags that do not go together."""
     if data_args.streaming and data_args.tokenizer == "characters" and not tune_args.base_model:
         raise ValueError(STREAM_NEEDS_BYTES)
     for flag in sorted({"tokenizer", "tokenizer_vocab_size"} & args.chosen):
@@ -118,8 +118,6 @@ def check_choices(data_args, model_args, tune_args, args) -> None:
                 f"{tune_args.base_model} has a tokenizer of its own: leave out --{flag}"
             )
     adapters.check_optimizer(tune_args, args)
-    if tune_args.base_model and not args.evaluate_only:
-        adapters.check_base_model(tune_args.base_model, GPTForCausalLM, model_args, args.chosen)
 
 
 @recipe.one_line_errors
@@ -141,7 +139,10 @@ def main(argv=None):
             "pass over all of them would be hundreds of passes over the text"
         )
     recipe.check_folder(args, GPTConfig)
-    check_choices(data_args, model_args, tune_args, args)
+    check_choices(data_args, tune_args, args)
+    base, base_content = tune_args.base_model, None
+    if base and not args.evaluate_only:
+        base_content = adapters.check_base_model(base, GPTForCausalLM, model_args, args.chosen)
     set_seed(args.seed)
 
     # 2. Data
@@ -151,8 +152,8 @@ def main(argv=None):
         recipe.note_other_data(args, data)
     else:
         settings = recipe.settings_of(args, data_args, model_args, tune_args, data=data)
-        if tune_args.base_model:
-            settings["base_model_content"] = adapters.content_of(tune_args.base_model)
+        if base:
+            settings["base_model_content"] = base_content
         checkpoint = recipe.prepare_folder(args, settings)
     texts = {name: split["text"] for name, split in dataset.items()}
     if args.evaluate_only:

@@ -252,10 +252,10 @@ class Parser(HfArgumentParser):
             if f"{what}_steps" in given and f"{what}_strategy" not in given:
                 setattr(namespace, f"{what}_strategy", "steps")
 
-    @staticmethod
-    def _given(argv: list[str]) -> set[str]:
-        """The names of the flags among some arguments."""
-        return {a[2:].partition("=")[0] for a in argv if a.startswith("--")}
+    def _given(self, argv: list[str]) -> set[str]:
+        """The names of what the flags among some arguments set; `--no_x` sets x."""
+        actions, flags = self._option_string_actions, (a.partition("=")[0] for a in argv)
+        return {actions[flag].dest for flag in flags if flag in actions}
 
     @staticmethod
     def _config_of(argv: list[str]) -> Path | None:
