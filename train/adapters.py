@@ -63,8 +63,8 @@ def config_of(name: str | Path, model_class):
     found = (config.architectures or [f"{config.model_type} without a head"])[0]
     if not isinstance(config, model_class.config_class) or found != model_class.__name__:
         raise ValueError(
-            f"{name} holds a {found}, and this needs a {model_class.__name__}: name another, or "
-            f"the --config or --task that it was trained with"
+            f"{name} holds a {found}, and this task needs a {model_class.__name__}: name another, "
+            f"or the --config or --task that it was trained with"
         )
     return config
 
