@@ -54,7 +54,7 @@ def config_of(name: str | Path, model_class):
     """The config of a trained model, from a folder or the Hub.
 
     Raises:
-        ValueError: there is no model, or one of another class; its head would be a random one.
+        ValueError: there is no model, or one of another class, or without a head.
     """
     try:
         config = AutoConfig.from_pretrained(name)

@@ -333,7 +333,7 @@ def main(argv=None):
     auto_class = AutoModelForMaskedLM if fills_blanks else AutoModelForSequenceClassification
     if args.evaluate_only:
         wanted = BERTForMaskedLM if fills_blanks else BERTForSequenceClassification
-        adapters.config_of(output_dir, wanted)
+        adapters.config_of(output_dir, wanted)  # of another task, its head would be a random one
         model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
         if not fills_blanks and list(model.config.id2label.values()) != CLASSES[task_args.task]:
             raise ValueError(f"{output_dir} was not trained for --task {task_args.task}")

@@ -205,13 +205,13 @@ def main(argv=None):
     if not args.evaluate_only:
         trained = model.num_parameters(only_trainable=True)
         print(f"{trained:,} parameters to train; blocks of {block_size} tokens")
-        before = trainer.evaluate() if tune_args.base_model else None
+        before = trainer.evaluate() if base else None
         trainer.train(checkpoint)
     scores = trainer.scores()
 
     # 5. Report
     metrics = {k: scores[k] for k in (SCORE, "bits_per_character", "nats_per_token")}
-    if not args.evaluate_only and tune_args.base_model:
+    if not args.evaluate_only and base:
         metrics |= {f"{SCORE}_before": before[f"eval_{SCORE}"], "trained_parameters": trained}
     run = report.run_metrics("gpt", config_name, args, metrics, data, trainer.stopwatch.seconds)
     model = trainer.whole_model()
