@@ -4,6 +4,7 @@ The pictures are one colour a class, with noise: ten classes, learned in a few u
 """
 
 import json
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -12,11 +13,11 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import ModelCard
 from PIL import Image as Pillow
-from test_recipe import assert_refused, interrupted_at
+from test_recipe import assert_refused, content, interrupted_at
 from transformers import pipeline
 
 from groundup.data_scripts.images import Augment, ImageBatches
-from groundup.train import cnn, machine, pictures, resnet
+from groundup.train import cnn, machine, pictures, recipe, resnet
 
 CLASSES = [f"colour {i}" for i in range(10)]
 COLOURS = np.random.default_rng(0).integers(40, 216, (10, 3))
@@ -25,7 +26,7 @@ TINY = [
     "--warmup_steps=0",
     "--bf16=false",
     "--per_device_train_batch_size=20",
-    "--save_steps=10",
+    "--save_steps=8",  # in the midst of an epoch, whose easy pictures are skipped
     "--logging_steps=5",
     "--disable_tqdm=true",
 ]
@@ -106,12 +107,12 @@ def test_evaluate_only_gives_the_score_of_the_run(finished, flags):
     assert again == before
 
 
-def test_a_stopped_run_ends_with_the_same_bits(finished, flags, tmp_path):
+def test_a_stopped_run_ends_with_the_same_bits(finished, flags, tmp_path, capsys):
     row, folder = finished
     with interrupted_at(15):
         SCRIPTS[row][0].main(flags(row, tmp_path))
-    assert (tmp_path / "checkpoint-10").is_dir()
     SCRIPTS[row][0].main(flags(row, tmp_path))
+    assert f"resuming from {tmp_path / 'checkpoint-8'}" in capsys.readouterr().out
     assert (tmp_path / "model.safetensors").read_bytes() == (
         folder / "model.safetensors"
     ).read_bytes()
@@ -212,6 +213,41 @@ def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, mo
 def test_a_mistake_is_one_line(capsys, flags, tmp_path, more, words):
     capsys.readouterr()
     assert_refused(capsys, flags("cnn", tmp_path, *more), *words, main=cnn.main)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--crop_padding=32"], ["32 x 32"]),
+        (["--small_size=32", "--small_epochs=1"], ["cannot be made smaller to 32 x 32"]),
+        (["--small_size=4", "--small_epochs=9"], ["4 x 4 are too small"]),
+        (["--gradient_checkpointing=true"], ["leave out --gradient_checkpointing"]),
+    ],
+)
+def test_a_mistake_costs_no_earlier_run(capsys, flags, finished, more, words):
+    """Though what pictures allow is known only when they are there."""
+    folder = finished[1]
+    before = content(folder)
+    wrong = flags("cnn", folder, "--overwrite", *more)
+    assert_refused(capsys, wrong, *words, main=cnn.main)
+    assert content(folder) == before
+
+
+def test_the_first_layer_is_computed_from_pictures_of_every_part_of_the_data(monkeypatch):
+    """Of 7 where 5 are asked for, too, for they may be sorted by class."""
+    monkeypatch.setattr(cnn, "WHITENING_PICTURES", 5)
+    seen = []
+    data = Mock(labels=dict)
+    data.train.rows, data.train.labels = np.arange(7), np.arange(7)
+    data.train.images = np.zeros((7, 3, 8, 8), np.uint8)
+
+    def augment(images, labels, rows):
+        seen.extend(rows)
+        return {"pixel_values": torch.zeros(len(rows), 3, 8, 8)}
+
+    data.scored.augment = augment
+    cnn.new_model(recipe.model_arguments(cnn.CNNConfig)(hidden_sizes=[26]), data)
+    assert seen == [0, 1, 2, 4, 5]
 
 
 def test_a_folder_of_other_files_is_refused_before_data_is_looked_for(capsys, flags, tmp_path):

@@ -4,6 +4,7 @@ The vehicle is train/gpt.py with a network of two thousand parameters on a text 
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -30,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, pipeline
 
-from groundup import results
+from groundup import models, results
 from groundup.data_scripts.tokenization import TokenBlocks
 from groundup.models.resnet import ResNetConfig
 from groundup.train import gpt, machine, recipe, report
@@ -235,6 +236,15 @@ def test_what_is_gathered_from_shards_generates_as_the_model_did():
     assert whole is not model and whole.generation_config.max_new_tokens == 7
     for name, tensor in model.state_dict().items():
         assert torch.equal(whole.state_dict()[name], tensor)
+
+
+def test_no_setting_of_a_model_may_change_within_a_run():
+    modules = [module for module in vars(models).values() if hasattr(module, "AUTO_MAP")]
+    assert len(modules) > 5
+    for module in modules:
+        config_class = getattr(module, module.AUTO_MAP["AutoConfig"].split(".")[1])
+        for setting in dataclasses.fields(recipe.model_arguments(config_class)):
+            assert not recipe.FREE.match(setting.name), setting.name
 
 
 def test_a_setting_that_an_older_run_did_not_know_had_its_default(

@@ -9,6 +9,8 @@ The pictures are those of CIFAR-10 or CIFAR-100 (`--dataset`).
 
 from dataclasses import asdict
 
+import numpy as np
+
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
 from groundup.train import pictures, recipe
 
@@ -21,7 +23,8 @@ def new_model(model_args, data: pictures.Pictures) -> CNNForImageClassification:
     if not model_args.whitening:
         return model
     rows = data.train.rows  # at equal distances, since they may be sorted by class
-    some = rows[:: max(1, len(rows) // WHITENING_PICTURES)][:WHITENING_PICTURES]
+    count = min(len(rows), WHITENING_PICTURES)
+    some = rows[np.arange(count) * len(rows) // count]
     plain = data.scored.augment(data.train.images[some], data.train.labels[some], some)
     model.cnn.init_whitening(plain["pixel_values"])
     return model

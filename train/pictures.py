@@ -1,5 +1,6 @@
 """What the picture classifiers share: their data, how they are scored, what their cards show."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -227,6 +228,7 @@ class PictureTrainer(recipe.RunTrainer):
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs):
         """Trains, from a checkpoint with what its sampler knew or from the start."""
+        try_pictures(self.model, self.train_dataset)
         if self.hard is not None and resume_from_checkpoint is not None:
             self.hard.load_state_dict(load_file(Path(resume_from_checkpoint) / SAMPLER_FILE))
         return super().train(resume_from_checkpoint, **kwargs)
@@ -236,6 +238,21 @@ class PictureTrainer(recipe.RunTrainer):
         super()._save_rng_state(output_dir)
         if self.hard is not None and self.args.should_save:
             save_file(self.hard.state_dict(), Path(output_dir) / SAMPLER_FILE)
+
+
+@torch.no_grad()
+def try_pictures(model, batches: ImageBatches) -> None:
+    """Shows the network a picture of the first epoch and one of full size, to train nothing.
+
+    So shifts, sizes and networks that do not go with these pictures are refused before a run
+    begins, which may replace an earlier one.
+    """
+    was_training = model.training
+    model.eval()
+    for epoch in {0, batches.augment.small_epochs}:
+        [batch] = batches.__getitems__([(epoch, 0)])
+        model(batch["pixel_values"].to(model.device))
+    model.train(was_training)
 
 
 # ---------------------------------------------------------------------------------------- scoring
@@ -486,8 +503,9 @@ def run(argv, row: str, config_class, new_model, describe_model) -> dict:
     if trainer.is_world_process_zero():
         if not args.evaluate_only:
             about, log = describe_model(model), trainer.state.log_history
-            batches = picture_args.small_epochs * len(trainer.get_train_dataloader())
-            full_size = batches // args.gradient_accumulation_steps
+            batches = len(trainer.get_train_dataloader())  # of an epoch, whose last update is short
+            updates = math.ceil(batches / args.gradient_accumulation_steps)
+            full_size = picture_args.small_epochs * updates
             if full_size >= trainer.state.max_steps:
                 print(f"all pictures were of {picture_args.small_size} pixels: no full size")
                 full_size = 0

@@ -43,7 +43,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 # Flags that may change between a run and its resumption: how often it logs, evaluates, saves, what
 # it is asked for samples, where it is published.
 FREE = re.compile(
-    r"^(log|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir|prompt"
+    r"^(log(ging)?_|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir|prompt"
     r"|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_"
     r"|dataloader_(num|pin|pers|pre)|local)"
 )
@@ -686,6 +686,11 @@ class RunTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs):
         """Trains, from a checkpoint that `find_checkpoint` gave or from the start."""
+        if self.args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"a {self.model.config.model_type} has no gradient checkpointing: leave out "
+                f"--gradient_checkpointing"
+            )
         begin(self.args, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             manifest = json.loads((resume_from_checkpoint / MANIFEST).read_text(encoding="utf-8"))
