@@ -5,6 +5,7 @@ A tiny GPT that has read one text goes on with another, which has characters of 
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Con
 from groundup.data_scripts.tokenization import add_characters, train_tokenizer
 from groundup.models.gpt import GPTForCausalLM
 from groundup.train import gpt
-from groundup.train.adapters import check_base_model
+from groundup.train.adapters import FineTuneArguments, check_base_model, check_sharding
 
 NEW = '"?é'
 RANK = 2
@@ -188,6 +189,14 @@ def test_another_model_of_the_same_name_is_another_base(base, tmp_path):
     weights["model.norm.bias"] += 1
     save_file(weights, tmp_path / "base" / "model.safetensors")
     assert told(tmp_path / "base") != before
+
+
+def test_lora_is_refused_under_fsdp():
+    tune_args = FineTuneArguments(base_model="any", lora_rank=2)
+    with pytest.raises(ValueError, match="LoRA does not go with FSDP"):
+        check_sharding(tune_args, Mock(is_fsdp_enabled=True))
+    check_sharding(tune_args, Mock(is_fsdp_enabled=False))
+    check_sharding(FineTuneArguments(base_model="any"), Mock(is_fsdp_enabled=True))
 
 
 def test_lora_needs_a_base_model(capsys, tmp_path):

@@ -50,6 +50,12 @@ def check_optimizer(tune_args, args) -> None:
         )
 
 
+def check_sharding(tune_args, trainer) -> None:
+    """Raises ValueError where FSDP would spread a model with LoRA over the processes."""
+    if tune_args.lora_rank and trainer.is_fsdp_enabled:
+        raise ValueError("LoRA does not go with FSDP: take configs/accelerate/ddp.yaml")
+
+
 def config_of(name: str | Path, model_class):
     """The config of a trained model, from a folder or the Hub.
 

@@ -200,8 +200,7 @@ def main(argv=None):
         ),
         callbacks=[Sample(tokenizer, data_args.prompt), NoEpochs()],
     )
-    if tune_args.lora_rank and trainer.is_fsdp_enabled:
-        raise ValueError("LoRA does not go with FSDP: take configs/accelerate/ddp.yaml")
+    adapters.check_sharding(tune_args, trainer)
     if not args.evaluate_only:
         trained = model.num_parameters(only_trainable=True)
         print(f"{trained:,} parameters to train; blocks of {block_size} tokens")
