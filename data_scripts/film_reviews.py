@@ -17,6 +17,7 @@ Run it to see what it holds: `python data_scripts/film_reviews.py`.
 import argparse
 import contextlib
 import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow
@@ -87,7 +88,7 @@ def _read_archive(path: Path) -> list[tuple[str, str]]:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
             return [(name, decode(archive.read(name), name)) for name in names]
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path.name} is damaged, or no archive: {error}") from error
 
 

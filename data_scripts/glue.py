@@ -19,6 +19,7 @@ import csv
 import io
 import random
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def _read_cola(path: Path) -> dict[str, list[dict]]:
         with zipfile.ZipFile(path) as archive:
             test = read("in_domain_dev") + read("out_of_domain_dev")
             return {"train": read("in_domain_train"), "test": test}
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise ValueError(f"{path.name} is damaged, or not CoLA's archive: {error}") from error
 
 

@@ -5,6 +5,7 @@ import lzma
 import math
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -446,10 +447,22 @@ def test_held_out_sentences_are_long_and_unknown_to_the_others():
         hold_out(rows, 4, min_words=5)
 
 
+def damaged_zip(path: Path, name: str) -> None:
+    """An archive whose one file begins with a kind of block that deflate does not have."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, "a" * 99)
+    data = bytearray(path.read_bytes())
+    data[30 + len(name)] |= 0b110  # behind the file's header
+    path.write_bytes(data)
+
+
 def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="there are: sst2, cola"):
         load_glue("mnli", glue_dir)
     (tmp_path / "cola_public.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="is damaged, or not"):
+        load_glue("cola", tmp_path)
+    damaged_zip(tmp_path / "cola_public.zip", "cola_public/raw/in_domain_dev.tsv")
     with pytest.raises(ValueError, match="is damaged, or not"):
         load_glue("cola", tmp_path)
     for name in ("train", "dev", "test"):
@@ -487,6 +500,9 @@ def test_film_reviews_that_are_broken_or_missing_are_said(tmp_path):
     ):
         load_film_reviews(tmp_path)
     (tmp_path / "movie_reviews.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="is damaged, or no archive"):
+        load_film_reviews(tmp_path)
+    damaged_zip(tmp_path / "movie_reviews.zip", "neg/cv000_1.txt")
     with pytest.raises(ValueError, match="is damaged, or no archive"):
         load_film_reviews(tmp_path)
     with pytest.raises(ValueError, match="must have reviews of files cv000"):
@@ -591,7 +607,7 @@ def test_the_share_of_blanks_is_one_of_training(flags, tmp_path, monkeypatch):
     assert made == [(7, 0.2), (0, 0.15)]
 
 
-def test_a_stopped_run_on_blanks_ends_with_the_same_bits(flags, finished, tmp_path):
+def test_a_stopped_run_on_blanks_ends_with_the_same_bits(flags, finished, tmp_path, capsys):
     bert.main(flags(tmp_path / "run"))
     for name in ("metrics.json", "README.md", "model.safetensors"):
         (tmp_path / "run" / name).unlink()
@@ -600,6 +616,7 @@ def test_a_stopped_run_on_blanks_ends_with_the_same_bits(flags, finished, tmp_pa
         file.unlink()
     newest.rmdir()
     bert.main(flags(tmp_path / "run"))
+    assert f"resuming from {tmp_path / 'run' / 'checkpoint-'}" in capsys.readouterr().out
     ours, theirs = (load_file(f / "model.safetensors") for f in (tmp_path / "run", finished))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 

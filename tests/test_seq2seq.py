@@ -763,13 +763,16 @@ def test_a_run_learns_to_translate_and_leaves_what_it_should(finished):
     assert "from de to en, with 2 beams" in card and "bentrevett/multi30k" in card
 
 
-def test_a_stopped_run_ends_with_the_same_bits_and_the_same_score(flags, finished, tmp_path):
+def test_a_stopped_run_ends_with_the_same_bits_and_the_same_score(
+    flags, finished, tmp_path, capsys
+):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for name in ("metrics.json", "model.safetensors"):
         (folder / name).unlink()
     shutil.rmtree(folder / "checkpoint-160")  # the one before it is in the midst of an epoch
     run = seq2seq.main(flags(folder))
+    assert f"resuming from {folder / 'checkpoint-'}" in capsys.readouterr().out
     ours, theirs = (load_file(f / "model.safetensors") for f in (folder, finished))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     again = seq2seq.main(flags(finished, "--evaluate_only"))
