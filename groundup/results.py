@@ -98,6 +98,7 @@ def publish(folders: list[Path]) -> None:
         retitle(export / "README.md", folders[0].name, result["config"])
         mean = result["metrics"][score]["mean"]
         seeds = f"mean of {len(runs)} seeds: {mean:.4f}" if len(runs) > 1 else "one seed"
+        others = "".join(f", {name} {again[name]:.4f}" for name in again if name != score)
         if len(runs) > 1:
             add_means(export / "README.md", result)
         add_to_card(
@@ -105,7 +106,7 @@ def publish(folders: list[Path]) -> None:
             [
                 "## These weights",
                 "",
-                f"{note}; scored again: {score} {again[score]:.4f} ({seeds}).",
+                f"{note}; scored again: {score} {again[score]:.4f} ({seeds}){others}.",
                 "",
                 *ablations(result["config"]),
                 *studies(result["config"], export / "figures"),

@@ -50,7 +50,7 @@ AUTO_MAP = {
 
 
 class BERTConfig(PreTrainedConfig):
-    """The shape of a BERT; the defaults are those of mini-BERT.
+    """The shape of a BERT; the defaults are those of mini-BERT, but for longer texts.
 
     Args:
         vocab_size: how many tokens there are.
