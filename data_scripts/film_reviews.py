@@ -17,7 +17,6 @@ Run it to see what it holds: `python data_scripts/film_reviews.py`.
 import argparse
 import contextlib
 import zipfile
-import zlib
 from pathlib import Path
 
 import pyarrow
@@ -32,7 +31,7 @@ from groundup.data_scripts.sources import (
     not_found,
     with_info,
 )
-from groundup.data_scripts.text import decode
+from groundup.data_scripts.text import BROKEN_ZIP, decode
 
 NAME = "movie_reviews"
 TABLE, ARCHIVE = "train.parquet", "movie_reviews.zip"
@@ -88,7 +87,7 @@ def _read_archive(path: Path) -> list[tuple[str, str]]:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
             return [(name, decode(archive.read(name), name)) for name in names]
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_ZIP as error:
         raise ValueError(f"{path.name} is damaged, or no archive: {error}") from error
 
 

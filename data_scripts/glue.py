@@ -19,7 +19,6 @@ import csv
 import io
 import random
 import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from groundup.data_scripts.sources import (
     not_found,
     with_info,
 )
-from groundup.data_scripts.text import decode, decompress
+from groundup.data_scripts.text import BROKEN_ZIP, decode, decompress
 
 HUB_ID = "nyu-mll/glue"
 CLASSES = {"sst2": ["negative", "positive"], "cola": ["unacceptable", "acceptable"]}
@@ -166,7 +165,7 @@ def _read_cola(path: Path) -> dict[str, list[dict]]:
         with zipfile.ZipFile(path) as archive:
             test = read("in_domain_dev") + read("out_of_domain_dev")
             return {"train": read("in_domain_train"), "test": test}
-    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+    except (*BROKEN_ZIP, KeyError) as error:
         raise ValueError(f"{path.name} is damaged, or not CoLA's archive: {error}") from error
 
 

@@ -16,6 +16,7 @@ import logging
 import lzma
 import re
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,9 @@ COMPRESSION_SUFFIXES = (".gz", ".xz")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 MIN_DOCUMENTS_TO_HOLD_OUT = 10
 PIECE_BYTES = 2**20
+# What a damaged zip raises when it is read; RuntimeError where it seems to be encrypted, or to be
+# packed in a way that is unknown.
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 # Control characters that no text has: all but tab, line ends, form feed, and the escape and
 # end-of-file signs of old terminals.
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))

@@ -220,17 +220,22 @@ def test_a_mistake_is_one_line(capsys, flags, tmp_path, more, words):
     [
         (["--crop_padding=32"], ["32 x 32"]),
         (["--small_size=32", "--small_epochs=1"], ["cannot be made smaller to 32 x 32"]),
-        (["--small_size=4", "--small_epochs=9"], ["4 x 4 are too small"]),
         (["--gradient_checkpointing=true"], ["leave out --gradient_checkpointing"]),
     ],
 )
 def test_a_mistake_costs_no_earlier_run(capsys, flags, finished, more, words):
     """Though what pictures allow is known only when they are there."""
-    folder = finished[1]
+    row, folder = finished
     before = content(folder)
-    wrong = flags("cnn", folder, "--overwrite", *more)
-    assert_refused(capsys, wrong, *words, main=cnn.main)
+    wrong = flags(row, folder, "--overwrite", *more)
+    assert_refused(capsys, wrong, *words, main=SCRIPTS[row][0].main)
     assert content(folder) == before
+
+
+def test_pictures_that_are_too_small_for_the_network_are_refused(capsys, flags, tmp_path):
+    wrong = flags("cnn", tmp_path, "--small_size=4", "--small_epochs=9")
+    assert_refused(capsys, wrong, "4 x 4 are too small", main=cnn.main)
+    assert not content(tmp_path)
 
 
 def test_the_first_layer_is_computed_from_pictures_of_every_part_of_the_data(monkeypatch):

@@ -245,6 +245,8 @@ def test_no_setting_of_a_model_may_change_within_a_run():
         config_class = getattr(module, module.AUTO_MAP["AutoConfig"].split(".")[1])
         for setting in dataclasses.fields(recipe.model_arguments(config_class)):
             assert not recipe.FREE.match(setting.name), setting.name
+    for flag in ("log_level", "logging_steps", "prompt", "data_dir", "save_steps"):
+        assert recipe.FREE.match(flag)
 
 
 def test_a_setting_that_an_older_run_did_not_know_had_its_default(

@@ -369,7 +369,8 @@ def main(argv=None):
     trainer = recipe.RunTrainer(
         model, args, train_dataset=train, eval_dataset=scored, processing_class=tokenizer, **parts
     )
-    adapters.check_sharding(tune_args, trainer)
+    if not args.evaluate_only:
+        adapters.check_sharding(tune_args, trainer)
     trained = model.num_parameters(only_trainable=True)
     before = {}
     if fills_blanks and base and not args.evaluate_only:

@@ -200,8 +200,8 @@ def main(argv=None):
         ),
         callbacks=[Sample(tokenizer, data_args.prompt), NoEpochs()],
     )
-    adapters.check_sharding(tune_args, trainer)
     if not args.evaluate_only:
+        adapters.check_sharding(tune_args, trainer)
         trained = model.num_parameters(only_trainable=True)
         print(f"{trained:,} parameters to train; blocks of {block_size} tokens")
         before = trainer.evaluate() if base else None

@@ -43,8 +43,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 # Flags that may change between a run and its resumption: how often it logs, evaluates, saves, what
 # it is asked for samples, where it is published.
 FREE = re.compile(
-    r"^(log(ging)?_|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir|prompt"
-    r"|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_"
+    r"^(log(ging)?_|eval|save|hub|push|publish|report|run_name|disable_tqdm|overwrite|output_dir"
+    r"|prompt|data_dir|project|trackio|include_|debug|use_cpu|resume|ddp_"
     r"|dataloader_(num|pin|pers|pre)|local)"
 )
 MANIFEST = "checkpoint.json"  # what a checkpoint holds; without it, it is not one
@@ -688,8 +688,8 @@ class RunTrainer(Trainer):
         """Trains, from a checkpoint that `find_checkpoint` gave or from the start."""
         if self.args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
             raise ValueError(
-                f"a {self.model.config.model_type} has no gradient checkpointing: leave out "
-                f"--gradient_checkpointing"
+                f"a {self.model.config.model_type} cannot compute its activations again: leave out "
+                f"--gradient_checkpointing and --activation_checkpointing"
             )
         begin(self.args, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
