@@ -5,6 +5,7 @@ import lzma
 import math
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -447,13 +448,20 @@ def test_held_out_sentences_are_long_and_unknown_to_the_others():
         hold_out(rows, 4, min_words=5)
 
 
-def damaged_zip(path: Path, name: str) -> None:
-    """An archive whose one file begins with a kind of block that deflate does not have."""
+def damaged_zips(path: Path, name: str) -> Iterator[None]:
+    """An archive whose one file has a kind of block that deflate has not; one that looks encrypted.
+
+    Each lies at `path` while it is the turn of it.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, "a" * 99)
-    data = bytearray(path.read_bytes())
-    data[30 + len(name)] |= 0b110  # behind the file's header
-    path.write_bytes(data)
+    whole = path.read_bytes()
+    # Behind the file's header; and the flags in the list of files.
+    for place, bits in ((30 + len(name), 0b110), (whole.index(b"PK\x01\x02") + 8, 1)):
+        data = bytearray(whole)
+        data[place] |= bits
+        path.write_bytes(data)
+        yield
 
 
 def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch):
@@ -462,9 +470,9 @@ def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch)
     (tmp_path / "cola_public.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is damaged, or not"):
         load_glue("cola", tmp_path)
-    damaged_zip(tmp_path / "cola_public.zip", "cola_public/raw/in_domain_dev.tsv")
-    with pytest.raises(ValueError, match="is damaged, or not"):
-        load_glue("cola", tmp_path)
+    for _ in damaged_zips(tmp_path / "cola_public.zip", "cola_public/raw/in_domain_dev.tsv"):
+        with pytest.raises(ValueError, match="is damaged, or not"):
+            load_glue("cola", tmp_path)
     for name in ("train", "dev", "test"):
         (tmp_path / f"{name}.tsv.xz").write_bytes(lzma.compress(b"text\tlabel\na\tb\n"))
     with pytest.raises(ValueError, match="must have a sentence and a label"):
@@ -502,9 +510,9 @@ def test_film_reviews_that_are_broken_or_missing_are_said(tmp_path):
     (tmp_path / "movie_reviews.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is damaged, or no archive"):
         load_film_reviews(tmp_path)
-    damaged_zip(tmp_path / "movie_reviews.zip", "neg/cv000_1.txt")
-    with pytest.raises(ValueError, match="is damaged, or no archive"):
-        load_film_reviews(tmp_path)
+    for _ in damaged_zips(tmp_path / "movie_reviews.zip", "neg/cv000_1.txt"):
+        with pytest.raises(ValueError, match="is damaged, or no archive"):
+            load_film_reviews(tmp_path)
     with pytest.raises(ValueError, match="must have reviews of files cv000"):
         load_film_reviews(film_reviews_in(tmp_path, ["a", "b"]))
     with pytest.raises(ValueError, match="both strings"):

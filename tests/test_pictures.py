@@ -238,6 +238,15 @@ def test_pictures_that_are_too_small_for_the_network_are_refused(capsys, flags, 
     assert not content(tmp_path)
 
 
+def test_the_mark_of_full_size_counts_the_short_update_of_an_epoch(flags, tmp_path, monkeypatch):
+    """Four batches, three an update: two updates an epoch."""
+    marked = []
+    monkeypatch.setattr(pictures, "write_report", lambda *args: marked.append(args[6]))
+    more = ["--small_size=24", "--small_epochs=1", "--gradient_accumulation_steps=3"]
+    resnet.main(flags("resnet", tmp_path, *more, "--max_steps=3", "--save_steps=3"))
+    assert marked == [2]
+
+
 def test_the_first_layer_is_computed_from_pictures_of_every_part_of_the_data(monkeypatch):
     """Of 7 where 5 are asked for, too, for they may be sorted by class."""
     monkeypatch.setattr(cnn, "WHITENING_PICTURES", 5)
