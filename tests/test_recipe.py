@@ -680,6 +680,10 @@ def test_runs_become_a_result_and_a_pretrained_model(finished, flags, tmp_path, 
     assert stated == result["pretrained"]
     card = (model / "README.md").read_text()
     assert "rounded to bf16" in card and "| v | 1.0000 | 2 |" in card
+    [line] = [line for line in card.splitlines() if "scored again" in line]
+    for name, value in result["pretrained"].items():
+        assert f"{name} {value:.4f}" in line, name
+    assert "(one seed)" in line
     assert "## Depth\n\nDeeper.\n\n![Depth](figures/tiny_depth.png)" in card
     assert (model / "figures" / "tiny_depth.png").read_bytes() == b"a picture"
     assert "reached" not in results.table([result])
