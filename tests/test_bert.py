@@ -1,12 +1,12 @@
 """BERT against transformers' BERT: outputs, gradients, padding; its heads and what it refuses."""
 
+import io
 import json
 import lzma
 import math
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -448,20 +448,17 @@ def test_held_out_sentences_are_long_and_unknown_to_the_others():
         hold_out(rows, 4, min_words=5)
 
 
-def damaged_zips(path: Path, name: str) -> Iterator[None]:
-    """An archive whose one file has a kind of block that deflate has not; one that looks encrypted.
-
-    Each lies at `path` while it is the turn of it.
-    """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+def damaged_zips(name: str) -> Iterator[bytes]:
+    """Archives of one file: of a kind of block that deflate has not; that looks encrypted."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, "a" * 99)
-    whole = path.read_bytes()
+    whole = packed.getvalue()
     # Behind the file's header; and the flags in the list of files.
     for place, bits in ((30 + len(name), 0b110), (whole.index(b"PK\x01\x02") + 8, 1)):
         data = bytearray(whole)
         data[place] |= bits
-        path.write_bytes(data)
-        yield
+        yield bytes(data)
 
 
 def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch):
@@ -470,7 +467,8 @@ def test_glue_that_is_broken_or_missing_is_said(glue_dir, tmp_path, monkeypatch)
     (tmp_path / "cola_public.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is damaged, or not"):
         load_glue("cola", tmp_path)
-    for _ in damaged_zips(tmp_path / "cola_public.zip", "cola_public/raw/in_domain_dev.tsv"):
+    for data in damaged_zips("cola_public/raw/in_domain_dev.tsv"):
+        (tmp_path / "cola_public.zip").write_bytes(data)
         with pytest.raises(ValueError, match="is damaged, or not"):
             load_glue("cola", tmp_path)
     for name in ("train", "dev", "test"):
@@ -510,7 +508,8 @@ def test_film_reviews_that_are_broken_or_missing_are_said(tmp_path):
     (tmp_path / "movie_reviews.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="is damaged, or no archive"):
         load_film_reviews(tmp_path)
-    for _ in damaged_zips(tmp_path / "movie_reviews.zip", "neg/cv000_1.txt"):
+    for data in damaged_zips("neg/cv000_1.txt"):
+        (tmp_path / "movie_reviews.zip").write_bytes(data)
         with pytest.raises(ValueError, match="is damaged, or no archive"):
             load_film_reviews(tmp_path)
     with pytest.raises(ValueError, match="must have reviews of files cv000"):
