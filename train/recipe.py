@@ -625,10 +625,11 @@ class Stopwatch(TrainerCallback):
 
 
 class Tidy(TrainerCallback):
-    """Gives back freed memory every minute.
+    """Gives back freed memory three times a minute.
 
     Batches of unequal size leave pieces behind that fit none of the next ones: in 200 updates of
-    BERT the peak grew to 2.23 GiB, and further; given back twice a minute, it stayed at 2.04.
+    BERT the peak grew to 2.23 GiB, and further; given back twice a minute, it stayed at 2.04. In a
+    whole run of 4,700, given back once a minute, it was 3.05.
     """
 
     def __init__(self):
@@ -636,7 +637,7 @@ class Tidy(TrainerCallback):
 
     def on_step_end(self, *args, **kwargs):
         """Is it time?"""
-        if time.perf_counter() - self.since > 60:
+        if time.perf_counter() - self.since > 20:
             machine.release_freed_memory()
             self.since = time.perf_counter()
 
