@@ -629,7 +629,7 @@ class Tidy(TrainerCallback):
 
     Batches of unequal size leave pieces behind that fit none of the next ones: in 200 updates of
     BERT the peak grew to 2.23 GiB, and further; given back twice a minute, it stayed at 2.04. In a
-    whole run of 4,700, given back once a minute, it was 3.05.
+    whole run of 4,700, given back once a minute, it was 3.05; of 5,000, three times, 2.80.
     """
 
     def __init__(self):
