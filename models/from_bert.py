@@ -82,6 +82,15 @@ def bert_from_transformers(
     _check_class(type(reference).__name__)
     if reference.config.is_decoder or reference.config.add_cross_attention:
         raise ValueError("this BERT is a decoder, which ours is not: it reads from both sides")
+    if reference.config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"this BERT is for {reference.config.problem_type}; ours gives each text one class"
+        )
+    if reference.config.classifier_dropout not in (None, reference.config.hidden_dropout_prob):
+        raise ValueError(
+            f"this BERT has a classifier_dropout of {reference.config.classifier_dropout}; ours "
+            f"has one hidden_dropout for all: set classifier_dropout to None first"
+        )
     values = {ours: getattr(reference.config, theirs) for ours, theirs in CONFIG_KEYS.items()}
     model = CLASSES[type(reference).__name__](BERTConfig(**values)).to(reference.dtype)
     model.load_state_dict(tensors_from_transformers(reference.state_dict()))
@@ -89,8 +98,17 @@ def bert_from_transformers(
 
 
 def transformers_from_bert(model: PreTrainedModel) -> PreTrainedModel:
-    """The inverse: transformers' own class with our weights, in the same dtype and mode."""
+    """The inverse: transformers' own class with our weights, in the same dtype and mode.
+
+    Raises:
+        ValueError: the model is none of ours that `bert_from_transformers` gives.
+    """
     names = {ours: theirs for theirs, ours in CLASSES.items()}
+    if type(model) not in names:
+        raise ValueError(
+            f"{type(model).__name__} cannot be given back: "
+            f"{' or '.join(ours.__name__ for ours in names)} can"
+        )
     values = {theirs: getattr(model.config, ours) for ours, theirs in CONFIG_KEYS.items()}
     reference = getattr(transformers, names[type(model)])(BertConfig(**values)).to(model.dtype)
     reference.load_state_dict(tensors_to_transformers(model.state_dict()))

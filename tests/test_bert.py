@@ -174,6 +174,15 @@ def test_what_cannot_be_taken_over_is_refused():
         bert_from_transformers("folder", task="BertForNextSentencePrediction")
     with pytest.raises(ValueError, match="is a decoder"):
         bert_from_transformers(make_reference(BertForMaskedLM, is_decoder=True))
+    with pytest.raises(ValueError, match="gives each text one class"):
+        several = {"problem_type": "multi_label_classification"}
+        bert_from_transformers(make_reference(BertForSequenceClassification, **several))
+    with pytest.raises(ValueError, match=r"classifier_dropout of 0\.5"):
+        bert_from_transformers(
+            make_reference(BertForSequenceClassification, classifier_dropout=0.5)
+        )
+    with pytest.raises(ValueError, match="BERTModel cannot be given back"):
+        transformers_from_bert(BERTModel(BERTConfig()))
 
 
 def test_in_training_only_hidden_tokens_are_scored():
@@ -229,6 +238,9 @@ def test_what_a_user_can_get_wrong_is_said():
         model(input_ids=torch.ones(1, 129, dtype=torch.long))
     with pytest.raises(ValueError, match=r"from 0 to 1.*there are 0 to 2"):
         model(input_ids=torch.ones(2, 3, dtype=torch.long), labels=torch.tensor([0, 2]))
+    for labels in (torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([0.5, 1.0])):
+        with pytest.raises(ValueError, match="one class for each text"):
+            model(input_ids=torch.ones(2, 3, dtype=torch.long), labels=labels)
     with pytest.raises(ValueError, match=r"labels must be below 67.*there is 67"):
         BERTForMaskedLM(config)(torch.ones(1, 2, dtype=torch.long), labels=torch.tensor([[1, 67]]))
     with pytest.raises(ValueError, match=r"not negative, but for -100; there is -1"):
@@ -601,17 +613,24 @@ def test_a_run_on_blanks_leaves_what_it_should(finished):
     assert "In training 20 % of the tokens are blanks, in the scores 15%" in card
 
 
-def test_the_share_of_blanks_is_one_of_training(flags, tmp_path, monkeypatch):
+def test_share_and_words_of_blanks_are_those_of_training(flags, tmp_path, monkeypatch):
     made = []
 
     class Noted(MaskedBlocks):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            made.append((self.seed, self.blank_share))
+            made.append((self.seed, self.blank_share, self.goes_on is not None))
 
     monkeypatch.setattr(bert, "MaskedBlocks", Noted)
     bert.main(flags(tmp_path / "run", "--max_steps", "1", "--seed", "7"))
-    assert made == [(7, 0.2), (0, 0.15)]
+    assert made == [(7, 0.2, True), (0, 0.15, False)]
+
+
+def test_a_card_has_guesses_of_texts_that_the_model_can_read_whole(finished):
+    model = BERTForMaskedLM.from_pretrained(finished)  # of 32 tokens at most
+    texts = ["the old [MASK] sat by a fire .", "the old [MASK] " + 30 * "sat "]
+    table = bert.guesses(model, AutoTokenizer.from_pretrained(finished), texts)
+    assert texts[0] in table and texts[1] not in table
 
 
 def test_a_stopped_run_on_blanks_ends_with_the_same_bits(flags, finished, tmp_path, capsys):
@@ -696,6 +715,8 @@ def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path, capsys, mon
     with pytest.raises(SystemExit):
         bert.main(task_flags(tmp_path / "run", "--task", "cola", "--evaluate_only"))
     assert "was not trained for --task cola" in capsys.readouterr().err
+    saved = Tokenizer.from_file(str(tmp_path / "run" / "tokenizer.json"))
+    assert saved.truncation is None and saved.padding is None
     judge = pipeline("text-classification", str(tmp_path / "run"))
     labels = [answer["label"] for answer in judge(["he knew kings 1", "he had known wolves . 2"])]
     assert labels == ["positive", "negative"]

@@ -124,7 +124,7 @@ class TaskArguments:
     )
     tokenizer_vocab_size: int = field(default=8192, metadata={"help": "Number of word pieces."})
     whole_words: bool = field(
-        default=False, metadata={"help": "Blank out words rather than pieces of them."}
+        default=False, metadata={"help": "Blank out words rather than pieces of them, in training."}
     )
     blank_share: float = field(
         default=CHOSEN,
@@ -266,6 +266,7 @@ def encode_sentences(tokenizer, dataset: DatasetDict) -> DatasetDict:
             print(f"{split}: {full} sentences fill {limit} tokens or were cut")
         columns["length"] = [len(ids) for ids in columns["input_ids"]]  # for batches of one length
         encoded[split] = Dataset.from_dict({**columns, "label": list(rows["label"])})
+    tokenizer.backend_tokenizer.no_truncation()  # else it would be saved with this one
     return DatasetDict(encoded)
 
 
@@ -344,12 +345,12 @@ def main(argv=None):
 
     # 4. Fit
     if fills_blanks:
-        size, whole = model.config.max_position_embeddings, task_args.whole_words
+        size = model.config.max_position_embeddings
         train, scored = (
             masked_blocks(tokenizer, dataset[split]["text"], size, seed, whole, blank_share)
-            for split, seed, blank_share in (
-                ("train", args.seed, task_args.blank_share),
-                ("validation", 0, CHOSEN),
+            for split, seed, whole, blank_share in (
+                ("train", args.seed, task_args.whole_words, task_args.blank_share),
+                ("validation", 0, False, CHOSEN),  # the same for all, so that scores compare
             )
         )
         parts = {"preprocess_logits_for_metrics": blank_scores, "compute_metrics": blank_metrics}
@@ -404,10 +405,12 @@ def main(argv=None):
 
 @torch.no_grad()
 def guesses(model, tokenizer, examples) -> str:
-    """What the model puts into some blanks, as Markdown."""
+    """What the model puts into some blanks, as Markdown; of texts that it can read whole."""
     lines = ["| | |", "|---|---|"]
     for text in examples:
         inputs = tokenizer(text, return_tensors="pt").to(model.device)
+        if inputs["input_ids"].shape[1] > model.config.max_position_embeddings:
+            continue
         place = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
         best = model.eval()(**inputs).logits[0, place].float().softmax(-1).topk(4)
         words = (

@@ -334,13 +334,19 @@ class BERTForSequenceClassification(BERTPreTrainedModel):
             num_labels); `hidden_states` and `attentions` where asked for.
 
         Raises:
-            ValueError: a label is not the number of a class.
+            ValueError: a label is not the number of a class. Several classes of one text, or a
+                quantity, would need another loss.
         """
         outputs = self.bert(input_ids, attention_mask, token_type_ids, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state[:, 0]).tanh()  # of [CLS]
         logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None:
+            if labels.ndim != 1 or labels.is_floating_point():
+                raise ValueError(
+                    f"labels must be (batch,), whole numbers, one class for each text; they are "
+                    f"{tuple(labels.shape)}, {labels.dtype}"
+                )
             if labels.min() < 0 or labels.max() >= self.config.num_labels:
                 raise ValueError(
                     f"labels must be from 0 to {self.config.num_labels - 1}, the classes of this "
