@@ -238,7 +238,7 @@ def test_what_a_user_can_get_wrong_is_said():
         model(input_ids=torch.ones(1, 129, dtype=torch.long))
     with pytest.raises(ValueError, match=r"from 0 to 1.*there are 0 to 2"):
         model(input_ids=torch.ones(2, 3, dtype=torch.long), labels=torch.tensor([0, 2]))
-    for labels in (torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([0.5, 1.0])):
+    for labels in (torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.eye(2).long(), torch.ones(2)):
         with pytest.raises(ValueError, match="one class for each text"):
             model(input_ids=torch.ones(2, 3, dtype=torch.long), labels=labels)
     with pytest.raises(ValueError, match=r"labels must be below 67.*there is 67"):

@@ -266,7 +266,7 @@ def encode_sentences(tokenizer, dataset: DatasetDict) -> DatasetDict:
             print(f"{split}: {full} sentences fill {limit} tokens or were cut")
         columns["length"] = [len(ids) for ids in columns["input_ids"]]  # for batches of one length
         encoded[split] = Dataset.from_dict({**columns, "label": list(rows["label"])})
-    tokenizer.backend_tokenizer.no_truncation()  # else it would be saved with this one
+    tokenizer.backend_tokenizer.no_truncation()  # else it would be saved, and cut whatever is read
     return DatasetDict(encoded)
 
 
