@@ -44,7 +44,7 @@ def train_wordpiece(
         max_length: the longest text in tokens, to which `truncation=True` cuts.
 
     Raises:
-        ValueError: no text, or too small a vocabulary.
+        ValueError: no text, or a vocabulary too small for WordPiece or for the text's letters.
     """
     texts = list(texts)
     if not any(text.strip() for text in texts):
@@ -92,6 +92,9 @@ def learn_pieces(counts: Counter, number: int) -> list[str]:
     Args:
         counts: how often each word occurs.
         number: of pieces; fewer where the words give no more.
+
+    Raises:
+        ValueError: each letter is a piece, and there are more of them than that.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -103,6 +106,11 @@ def learn_pieces(counts: Counter, number: int) -> list[str]:
     )
     tokenizer.train_from_iterator(marked, trainer)
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if len(by_id) > number:
+        raise ValueError(
+            f"the text has {len(by_id)} letters, at the beginning of a word or in it; give a "
+            f"vocab_size of at least {len(by_id) + len(SPECIAL_TOKENS)}"
+        )
     return [_unmark(token) for token, _ in by_id]
 
 

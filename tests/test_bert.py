@@ -54,7 +54,7 @@ from groundup.models.from_bert import (
     transformers_from_bert,
 )
 from groundup.train import bert
-from groundup.train.bert import pseudo_perplexity
+from groundup.train.bert import masked_blocks, pseudo_perplexity
 
 SIZE = {
     "vocab_size": 67,
@@ -393,6 +393,8 @@ def test_wrong_arguments_of_train_wordpiece():
         train_wordpiece([" ", ""], 200, 32)
     with pytest.raises(ValueError, match="needs at least 100"):
         train_wordpiece(["text"], 20, 32)
+    with pytest.raises(ValueError, match=r"the text has 98 letters.*at least 103"):
+        train_wordpiece(["".join(chr(0x4E00 + i) for i in range(98))], 100, 32)
 
 
 # ------------------------------------------------------------------------------------------- GLUE
@@ -703,6 +705,11 @@ def test_blanks_want_a_tokenizer_that_begins_as_ours(finished):
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordPiece(vocabulary)))
     with pytest.raises(ValueError, match=r"must begin with \[PAD\], \[UNK\]"):
         specials_of(other)
+
+
+def test_blanks_are_of_a_text_that_the_tokenizer_knows(tokenizer):
+    with pytest.raises(ValueError, match=r"knows 0% of this text.*leave out --base_model"):
+        masked_blocks(tokenizer, ["Слово за слово"] * 20, 16, 0, False, 0.15)
 
 
 def test_pipelines_fill_in_and_judge(finished, task_flags, tmp_path, capsys, monkeypatch):

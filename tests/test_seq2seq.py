@@ -26,7 +26,7 @@ from groundup.data_scripts.pig_latin import load_pig_latin, to_pig_latin
 from groundup.data_scripts.sources import DataNotFound, describe
 from groundup.models import word_positions
 from groundup.models.seq2seq import ATTENTIONS, Seq2SeqConfig, Seq2SeqForConditionalGeneration
-from groundup.train import machine, seq2seq, seq2seq_transformer
+from groundup.train import machine, recipe, seq2seq, seq2seq_transformer
 from groundup.train.metrics import BLEU, BLEU_SIGNATURE
 
 close = {"rtol": 1e-5, "atol": 1e-5}
@@ -777,6 +777,18 @@ def test_a_stopped_run_ends_with_the_same_bits_and_the_same_score(
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     again = seq2seq.main(flags(finished, "--evaluate_only"))
     assert again["metrics"] == run["metrics"]
+
+
+def test_a_run_of_part_of_an_epoch_makes_no_other_update_when_it_is_resumed(flags, tmp_path):
+    # Three updates an epoch: the last of these is the first of the second.
+    more = flags(tmp_path, "--max_steps=-1", "--num_train_epochs=1.3", "--save_steps=1")
+    seq2seq.main(more)
+    before = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "metrics.json").unlink()
+    seq2seq.main(more)
+    assert recipe.find_checkpoint(tmp_path).name == "checkpoint-4"
+    after = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, monkeypatch):

@@ -203,10 +203,20 @@ def make_masked_model(tune_args, model_args, vocab_size: int) -> BERTForMaskedLM
 def masked_blocks(
     tokenizer, texts, block_size: int, seed: int, whole_words: bool, blank_share: float
 ) -> MaskedBlocks:
-    """The documents, one after the other, with blanks."""
-    ids = encode_running(tokenizer, texts)
+    """The documents, one after the other, with blanks.
+
+    Raises:
+        ValueError: a tenth of the tokens, or fewer, are known to the tokenizer.
+    """
+    ids, specials = encode_running(tokenizer, texts), specials_of(tokenizer)
+    known = np.mean(ids >= specials.first_word)
+    if known <= 0.1:
+        raise ValueError(
+            f"the tokenizer knows {known:.0%} of this text, as one of another language would: "
+            f"leave out --base_model, and a new one is made"
+        )
     goes_on = pieces_that_go_on(tokenizer, ids) if whole_words else None
-    return MaskedBlocks(ids, specials_of(tokenizer), block_size, seed, goes_on, blank_share)
+    return MaskedBlocks(ids, specials, block_size, seed, goes_on, blank_share)
 
 
 def blank_scores(logits, labels):

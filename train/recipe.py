@@ -721,7 +721,7 @@ class RunTrainer(Trainer):
     def _is_trained(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is of the last update; if so, takes its weights and its log."""
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if not 0 < self.args.max_steps <= state.global_step:
+        if state.global_step < state.max_steps:
             return False
         self._shard()
         self._load_from_checkpoint(str(checkpoint))
