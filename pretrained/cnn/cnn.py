@@ -129,10 +129,13 @@ class Whitening(nn.Conv2d):
     since the activation that follows is not symmetric:
 
         w = +-v / sqrt(eigenvalue + eps)
+
+    Jordan's has a bias, which is learned for some epochs. Here nothing is, so that no gradient has
+    to go back through the first group's convolution to the largest grid: 5 % less time an update.
     """
 
     def __init__(self, channels: int, size: int):
-        super().__init__(channels, 2 * channels * size**2, size)
+        super().__init__(channels, 2 * channels * size**2, size, bias=False)
         keep_fixed(self)
 
     @torch.no_grad()
