@@ -65,17 +65,14 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
             probability of each class, as mixing pictures gives it.
 
     Raises:
-        ValueError: there is one class only, or labels are whole numbers for several classes.
+        ValueError: there is one class only, or labels, in whole numbers, are for several.
     """
     if labels is None:
         return None
     if logits.shape[1] < 2:
         raise ValueError("num_labels is 1: there is nothing to choose from; give at least 2")
-    if labels.ndim == 2 and not labels.is_floating_point():
-        raise ValueError(
-            f"labels of {tuple(labels.shape)} must be probabilities, not {labels.dtype}: a picture "
-            f"has one class here"
-        )
+    if labels.ndim == 2 and not labels.is_floating_point() and (labels.sum(1) != 1).any():
+        raise ValueError("a picture has one class here, and these labels are for several")
     labels = labels.float() if labels.ndim == 2 else labels
     return nn.functional.cross_entropy(logits.float(), labels)
 
