@@ -538,6 +538,7 @@ class HardSampler(EpochSampler):
         if epoch != self.order_epoch:  # else a run goes on inside this epoch
             if self.order is not None:  # rows that the last epoch did not come to
                 self.losses[self.order[self.position :]] = np.inf
+                self.turns[self.order[self.position :]] -= 1
             order = np.array([row for _, row in super().__iter__()])
             hardest = np.argsort(-self.losses[order], kind="stable")
             taken = np.sort(hardest[: len(self)])  # in the order in which they were

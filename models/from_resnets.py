@@ -140,6 +140,7 @@ def config_from_transformers(reference: TheirConfig) -> ResNetConfig:
             f"relu; only one with hidden_act='relu' can be taken over"
         )
     same = ("num_channels", "embedding_size", "hidden_sizes", "depths", "layer_type", "id2label")
+    same += ("problem_type",)
     bottleneck = reference.layer_type == "bottleneck"  # a basic block passes the next option over
     return ResNetConfig(
         **{name: getattr(reference, name) for name in (*same, "label2id")},

@@ -394,17 +394,18 @@ def resnet(name: str, **options) -> Row:
     )
 
 
-def cnn() -> Row:
+def cnn(name: str, **options) -> Row:
     """CNN: pictures of noise, so each of the classes is as likely."""
 
     def model():
-        return CNNForImageClassification(CNNConfig(num_labels=CLASSES, hidden_sizes=(16, 24)))
+        sizes = {"num_labels": CLASSES, "hidden_sizes": (16, 24)}
+        return CNNForImageClassification(CNNConfig(**sizes, **options))
 
     def batch():
         return {"pixel_values": torch.randn(8, 3, 12, 12), "labels": torch.arange(8) % CLASSES}
 
     return Row(
-        name="cnn",
+        name=name,
         model=model,
         batch=batch,
         initial_loss=math.log(CLASSES),
@@ -477,7 +478,8 @@ ROWS = [
     seq2seq_transformer(),
     bert_masked_lm(),
     bert_classification(),
-    cnn(),
+    cnn("cnn"),
+    cnn("cnn-blurred", pool_size=3, pool_blur=True),
     word2vec("skip-gram"),
     word2vec("cbow"),
     resnet("basic", stem="cifar"),

@@ -54,12 +54,15 @@ def by_hand(model, x, training: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", [{}, {"depth": 3}, {"pool_size": 3}, BLUR, WIDE_BLUR])
+@pytest.mark.parametrize(
+    "options", [{}, {"depth": 3}, {"pool_size": 3}, BLUR, WIDE_BLUR, {"whitening": False}]
+)
 def test_outputs_and_gradients_are_those_of_the_equation(training, options):
     model, x, labels = make(**options), some_pictures(), torch.arange(6) % 5
     # In fp64: whitening makes small differences large, and rounding with them.
     model, x = model.double(), x.double()
-    model.cnn.init_whitening(x)
+    if model.config.whitening:
+        model.cnn.init_whitening(x)
     for group in model.cnn.groups:
         for norm in group.norms:
             torch.nn.init.normal_(norm.bias)
@@ -100,6 +103,27 @@ def test_what_is_not_trained_is_not_trained_after_loading_either(tmp_path):
     assert not [name for name in trained if "whitening" in name]
     assert not [name for name in trained if "norms" in name and name.endswith("weight")]
     assert torch.equal(loaded.cnn.whitening.weight, model.cnn.whitening.weight)
+
+
+def test_a_computed_first_layer_may_be_learned_further(tmp_path):
+    model = make()
+    model.cnn.init_whitening(some_pictures())
+    model.save_pretrained(tmp_path)
+    further, loading = CNNForImageClassification.from_pretrained(
+        tmp_path, whitening=False, dtype=torch.float32, output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert torch.equal(further.cnn.whitening.weight, model.cnn.whitening.weight)
+    assert further.cnn.whitening.weight.requires_grad
+
+
+def test_whitening_wants_pictures_that_fit_it():
+    with pytest.raises(ValueError, match="its first layer is learned"):
+        make(whitening=False).cnn.init_whitening(some_pictures())
+    with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\)"):
+        make().cnn.init_whitening(some_pictures()[:, :1])
+    with pytest.raises(ValueError, match="windows of pictures of 20 x 20 are smaller"):
+        make(whitening_size=21).cnn.init_whitening(some_pictures())
 
 
 def test_filters_begin_as_the_identity():
@@ -172,9 +196,18 @@ def test_labels_may_be_probabilities():
     torch.testing.assert_close(model(x, labels=soft).loss, model(x, labels=labels).loss)
 
 
+def test_a_picture_has_one_class_of_several():
+    x = some_pictures()
+    with pytest.raises(ValueError, match="these labels are for several"):
+        make()(x, labels=torch.ones(6, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match="num_labels is 1: there is nothing to choose"):
+        make(num_labels=1)(x, labels=torch.zeros(6, dtype=torch.long))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"problem_type": "regression"}, "problem_type is 'regression'; a picture has one class"),
         ({"hidden_sizes": []}, "hidden_sizes is .*a list of whole numbers"),
         ({"depth": 0}, "depth is 0; it must be a whole number"),
         ({"whitening_size": 0}, "whitening_size is 0"),

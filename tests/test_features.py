@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from groundup.models.cnn import CNNConfig, CNNForImageClassification
@@ -67,6 +68,16 @@ def test_wrong_pictures_are_refused(folder, tmp_path):
             PictureFeatures(folder)(images)
     with pytest.raises(ValueError, match="holds no model"):
         PictureFeatures(tmp_path)
+
+
+def test_weights_of_another_network_are_refused(folder, tmp_path):
+    other = tmp_path / "cnn"
+    shutil.copytree(folder, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["cnn.whitening.bias"] = torch.zeros(24)
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"saved by other code: cnn\.whitening\.bias do"):
+        PictureFeatures(other)
 
 
 def test_frechet_distance_of_normal_distributions():

@@ -182,7 +182,7 @@ def test_scores_of_views_are_averaged():
     assert averaged[:, 0] == pytest.approx(first) and len(labels) == 7
 
 
-def test_a_model_is_scored_again_in_the_precision_of_its_run(flags, finished, monkeypatch):
+def test_a_model_is_scored_again_in_the_precision_that_is_asked_for(flags, finished, monkeypatch):
     row, folder = finished
     in_bf16, score = [], pictures.score
 

@@ -193,10 +193,8 @@ def longer_head():
     return model
 
 
-def with_gelu():
-    return TheirResNet(
-        TheirConfig(embedding_size=8, hidden_sizes=(8,), depths=(1,), hidden_act="gelu")
-    )
+def theirs(**options):
+    return TheirResNet(TheirConfig(embedding_size=8, hidden_sizes=(8,), depths=(1,), **options))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +213,18 @@ def with_gelu():
         (other_mean, "AdaptiveMaxPool2d"),
         (head_with_dropout, "one linear layer"),
         (longer_head, r"fc\.extra\.weight"),
-        (with_gelu, "hidden_act='gelu'"),
+        (lambda: theirs(hidden_act="gelu"), "hidden_act='gelu'"),
+        (
+            lambda: theirs(problem_type="multi_label_classification"),
+            "problem_type is 'multi_label_classification'",
+        ),
     ],
 )
 def test_what_ours_cannot_do_is_refused_in_one_line(make, message):
     with torch.device("meta"):  # shapes are enough
         reference = make()
-    convert = resnet_from_transformers if make is with_gelu else resnet_from_torchvision
+    ours_from = {True: resnet_from_transformers, False: resnet_from_torchvision}
+    convert = ours_from[isinstance(reference, TheirResNet)]
     with pytest.raises(ValueError, match=message) as error:
         convert(reference)
     assert "\n" not in str(error.value)

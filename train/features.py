@@ -30,11 +30,11 @@ class PictureFeatures:
         folder: of a published model, such as `pretrained/cnn`.
 
     Attributes:
-        identity: of the weights, the network and what it does to pictures, whatever the folder is
-            called.
+        identity: of the weights, the configuration and what is done to pictures, whatever the
+            folder is called.
 
     Raises:
-        ValueError: there is no model in the folder.
+        ValueError: there is no model in the folder, or its weights are of another network.
     """
 
     def __init__(self, folder: str | Path):
@@ -44,7 +44,13 @@ class PictureFeatures:
         parts = [(Path(folder) / name).read_bytes() for name in DECISIVE]
         self.identity = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
         # In fp32 and evaluation, where a picture's features do not depend on its batch.
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model, loading = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        head = ("classifier.weight", "classifier.bias")  # of which features have no need
+        if wrong := [*loading["missing_keys"], *(loading["unexpected_keys"] - set(head))]:
+            raise ValueError(f"{folder} was saved by other code: {', '.join(wrong)} do not fit")
+        self.model.eval()
         processor = AutoImageProcessor.from_pretrained(folder)
         self.size = (processor.size["height"], processor.size["width"])
         self.mean, self.std = (

@@ -394,7 +394,7 @@ def write_report(
     )
     plot_confusion(figures / "confusion.png", logits, labels, pictures.names)
     plot_mistakes(figures / "mistakes.png", pictures.scored, logits, labels, pictures.names)
-    name = run["data"]["name"]
+    name, size = run["data"]["name"], pictures.processor.size
     report.write_card(
         output_dir,
         run,
@@ -421,11 +421,11 @@ def write_report(
             "Errors": "Each row is a true class, each column what it was taken for:\n\n"
             "![confusion](figures/confusion.png)\n\nThe mistakes that the model was surest of:\n\n"
             "![mistakes](figures/mistakes.png)",
-            "What it is not good for": "It has seen photographs of 32 x 32 pixels and these "
-            "classes only: the pipeline squeezes any picture, whatever its shape, into that, and "
-            "calls it one of them. (The Space cuts the middle square out first.) Its probabilities "
-            "are not calibrated. The data was scraped from the web in 2008 and has "
-            "that time's blind spots; its makers offer it for research.",
+            "What it is not good for": f"It has seen photographs of {size['width']} x "
+            f"{size['height']} pixels and these classes only: the pipeline squeezes any picture, "
+            "whatever its shape, into that, and calls it one of them. (The Space cuts the middle "
+            "square out first.) Its probabilities are not calibrated. The data was scraped from "
+            "the web in 2008 and has that time's blind spots; its makers offer it for research.",
         },
     )
     report.finish(output_dir, run)
@@ -452,7 +452,7 @@ def run(argv, row: str, config_class, new_model, describe_model) -> dict:
         argv,
         row,
         PictureArguments,
-        recipe.model_arguments(config_class),
+        recipe.model_arguments(config_class, leave_out=["num_channels"]),  # 3, those of RGB
         description="Trains a picture classifier.",
     )
     output_dir = Path(args.output_dir)

@@ -721,7 +721,9 @@ class RunTrainer(Trainer):
     def _is_trained(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is of the last update; if so, takes its weights and its log."""
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps:
+        # Where it was not given, the number of updates of so many epochs, as the checkpoint had it.
+        last = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
+        if state.global_step < last:
             return False
         self._shard()
         self._load_from_checkpoint(str(checkpoint))
