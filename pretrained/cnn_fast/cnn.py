@@ -51,7 +51,8 @@ class CNNConfig(PreTrainedConfig):
 
     Args:
         num_channels: of the pictures; 3 for RGB.
-        whitening: the first layer is computed rather than learned.
+        whitening: the first layer is not learned; call `init_whitening` with pictures before
+            training, as train/cnn.py does, or it stays random.
         whitening_size: side of the first layer's filters, in pixels; there are two of them for each
             of the num_channels * whitening_size^2 numbers that they see.
         hidden_sizes: channels of each group; each halves height and width.
@@ -215,8 +216,8 @@ class CNNPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if self.config.dirac_init:
                 init.dirac_(module.weight[: module.in_channels])
-        if isinstance(module, Whitening):
-            init.orthogonal_(module.weight)  # until `init_whitening` has seen pictures
+        if isinstance(module, Whitening):  # until `init_whitening` has seen pictures
+            init.orthogonal_(module.weight)
 
 
 class CNNModel(CNNPreTrainedModel):
@@ -226,7 +227,8 @@ class CNNModel(CNNPreTrainedModel):
         super().__init__(config)
         first = Whitening(config.num_channels, config.whitening_size)
         if not config.whitening:  # one of the same shape, to be learned
-            first = nn.Conv2d(first.in_channels, first.out_channels, first.kernel_size)
+            shape = (first.in_channels, first.out_channels, first.kernel_size)
+            first = nn.Conv2d(*shape, bias=False)
         self.whitening = first
         self.act = activation(config.hidden_act)
         widths = [self.whitening.out_channels, *config.hidden_sizes]
@@ -234,7 +236,22 @@ class CNNModel(CNNPreTrainedModel):
         self.post_init()
 
     def init_whitening(self, pixel_values: torch.Tensor) -> None:
-        """Computes the first layer from some thousand training pictures, before training."""
+        """Computes the first layer from some thousand training pictures, before training.
+
+        Args:
+            pixel_values: (count, num_channels, y, x), normalised as in training.
+
+        Raises:
+            ValueError: the first layer is to be learned, or the pictures do not fit it.
+        """
+        if not self.config.whitening:
+            raise ValueError("this model has whitening=False: its first layer is learned")
+        check_pictures(pixel_values, self.config.num_channels)
+        if min(pixel_values.shape[2:]) < self.config.whitening_size:
+            raise ValueError(
+                f"whitening_size is {self.config.whitening_size}; windows of pictures of "
+                f"{pixel_values.shape[3]} x {pixel_values.shape[2]} are smaller"
+            )
         self.whitening.fit(pixel_values)
 
     @capture_outputs

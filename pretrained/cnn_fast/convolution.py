@@ -21,7 +21,7 @@ def check_convolution_config(config, sizes: tuple[str, ...], lists: tuple[str, .
     """Raises ValueError, in one line that says what would be right, for settings that cannot be.
 
     Args:
-        config: with `hidden_act` and `initializer_range`.
+        config: with `hidden_act` and `initializer_range`, of a classifier.
         sizes: names of its settings that are whole numbers.
         lists: names of its settings that are lists of whole numbers.
     """
@@ -39,6 +39,8 @@ def check_convolution_config(config, sizes: tuple[str, ...], lists: tuple[str, .
         raise ValueError(f"hidden_act {config.hidden_act!r} is unknown to transformers' ACT2FN")
     if not config.initializer_range > 0:
         raise ValueError(f"initializer_range is {config.initializer_range}; it must be above 0")
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(f"problem_type is {config.problem_type!r}; a picture has one class here")
 
 
 def _is_size(value) -> bool:
@@ -61,9 +63,16 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor | None) -> to
         logits: (batch, num_labels).
         labels: (batch,), the number of each picture's class; or (batch, num_labels), the
             probability of each class, as mixing pictures gives it.
+
+    Raises:
+        ValueError: there is one class only, or labels, in whole numbers, are for several.
     """
     if labels is None:
         return None
+    if logits.shape[1] < 2:
+        raise ValueError("num_labels is 1: there is nothing to choose from; give at least 2")
+    if labels.ndim == 2 and not labels.is_floating_point() and (labels.sum(1) != 1).any():
+        raise ValueError("a picture has one class here, and these labels are for several")
     labels = labels.float() if labels.ndim == 2 else labels
     return nn.functional.cross_entropy(logits.float(), labels)
 
