@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-EXTRACTOR = "c836b397a476"  # identity of pretrained/cnn
+EXTRACTOR = "443aed481207"  # identity of pretrained/cnn
 DECISIVE = ("model.safetensors", "config.json", "preprocessor_config.json")
 
 
