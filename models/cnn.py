@@ -216,8 +216,8 @@ class CNNPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if self.config.dirac_init:
                 init.dirac_(module.weight[: module.in_channels])
-        if isinstance(module, Whitening):  # until `init_whitening` has seen pictures
-            init.orthogonal_(module.weight)
+        if isinstance(module, Whitening):
+            init.orthogonal_(module.weight)  # until `init_whitening` has seen pictures
 
 
 class CNNModel(CNNPreTrainedModel):
@@ -227,8 +227,7 @@ class CNNModel(CNNPreTrainedModel):
         super().__init__(config)
         first = Whitening(config.num_channels, config.whitening_size)
         if not config.whitening:  # one of the same shape, to be learned
-            shape = (first.in_channels, first.out_channels, first.kernel_size)
-            first = nn.Conv2d(*shape, bias=False)
+            first = nn.Conv2d(first.in_channels, first.out_channels, first.kernel_size, bias=False)
         self.whitening = first
         self.act = activation(config.hidden_act)
         widths = [self.whitening.out_channels, *config.hidden_sizes]

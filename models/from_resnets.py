@@ -139,11 +139,11 @@ def config_from_transformers(reference: TheirConfig) -> ResNetConfig:
             f"this ResNet has hidden_act={reference.hidden_act!r}, which ours does not mix with "
             f"relu; only one with hidden_act='relu' can be taken over"
         )
-    same = ("num_channels", "embedding_size", "hidden_sizes", "depths", "layer_type", "id2label")
-    same += ("problem_type",)
+    same = ("num_channels", "embedding_size", "hidden_sizes", "depths", "layer_type")
+    of_the_head = ("id2label", "label2id", "problem_type")  # which ResNetConfig may refuse
     bottleneck = reference.layer_type == "bottleneck"  # a basic block passes the next option over
     return ResNetConfig(
-        **{name: getattr(reference, name) for name in (*same, "label2id")},
+        **{name: getattr(reference, name) for name in (*same, *of_the_head)},
         downsample_in_first_stage=reference.downsample_in_first_stage,
         downsample_in_bottleneck=reference.downsample_in_bottleneck and bottleneck,
     )

@@ -193,7 +193,7 @@ def longer_head():
     return model
 
 
-def theirs(**options):
+def tiny_reference(**options):
     return TheirResNet(TheirConfig(embedding_size=8, hidden_sizes=(8,), depths=(1,), **options))
 
 
@@ -213,9 +213,9 @@ def theirs(**options):
         (other_mean, "AdaptiveMaxPool2d"),
         (head_with_dropout, "one linear layer"),
         (longer_head, r"fc\.extra\.weight"),
-        (lambda: theirs(hidden_act="gelu"), "hidden_act='gelu'"),
+        (lambda: tiny_reference(hidden_act="gelu"), "hidden_act='gelu'"),
         (
-            lambda: theirs(problem_type="multi_label_classification"),
+            lambda: tiny_reference(problem_type="multi_label_classification"),
             "problem_type is 'multi_label_classification'",
         ),
     ],
@@ -223,8 +223,8 @@ def theirs(**options):
 def test_what_ours_cannot_do_is_refused_in_one_line(make, message):
     with torch.device("meta"):  # shapes are enough
         reference = make()
-    ours_from = {True: resnet_from_transformers, False: resnet_from_torchvision}
-    convert = ours_from[isinstance(reference, TheirResNet)]
+    theirs = isinstance(reference, TheirResNet)
+    convert = resnet_from_transformers if theirs else resnet_from_torchvision
     with pytest.raises(ValueError, match=message) as error:
         convert(reference)
     assert "\n" not in str(error.value)

@@ -47,8 +47,8 @@ class PictureFeatures:
         self.model, loading = AutoModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-        head = ("classifier.weight", "classifier.bias")  # of which features have no need
-        if wrong := [*loading["missing_keys"], *(loading["unexpected_keys"] - set(head))]:
+        head = {"classifier.weight", "classifier.bias"}  # of which features have no need
+        if wrong := sorted(loading["missing_keys"] | (loading["unexpected_keys"] - head)):
             raise ValueError(f"{folder} was saved by other code: {', '.join(wrong)} do not fit")
         self.model.eval()
         processor = AutoImageProcessor.from_pretrained(folder)
