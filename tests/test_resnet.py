@@ -287,6 +287,21 @@ def test_only_a_plain_network_needs_every_branch(shortcut, pre_activation):
         assert difference() > 1
 
 
+@pytest.mark.parametrize("pre_activation", [False, True])
+@pytest.mark.parametrize("shortcut", ["projection", "zero_pad"])
+def test_no_channel_is_dead_at_the_start(shortcut, pre_activation):
+    """A ReLU of nothing but zeros has no gradient, so a scale of zero would stay zero."""
+    torch.manual_seed(0)
+    options = {"shortcut": shortcut, "pre_activation": pre_activation}
+    model = ResNetForImageClassification(ResNetConfig(**(TINY | options))).train()
+    model(pictures(8, 32, 32), labels=torch.arange(8) % model.config.num_labels).loss.backward()
+    for stage in model.resnet.stages:
+        for block in stage.blocks:
+            last = block.branch[-1]
+            weight = (last if pre_activation else last.norm).weight
+            assert weight.grad.reshape(len(weight), -1).any(1).all()
+
+
 def test_a_plain_network_does_not_start_at_zero():
     model = ResNetModel(ResNetConfig(**TINY, shortcut="none", zero_init_residual=True))
     assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, nn.BatchNorm2d))

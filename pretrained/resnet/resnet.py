@@ -82,7 +82,8 @@ class ResNetConfig(PreTrainedConfig):
         downsample_in_first_stage: the first stage halves height and width, too.
         downsample_in_bottleneck: the first 1x1 convolution halves, as in the paper, rather than the
             3x3 (ResNet v1.5, which scores better).
-        zero_init_residual: branches begin as zero, so that each block passes on what it gets.
+        zero_init_residual: branches begin as zero, so that each block passes on what it gets; but
+            for those where "zero_pad" adds channels, which would be dead.
         drop_path_rate: probability that an example skips the last branch in training; rises
             linearly from the first block.
         initializer_range: standard deviation of the linear layer's new weights.
@@ -219,6 +220,16 @@ def make_drop_path(config: ResNetConfig, number: int) -> DropPath:
     return DropPath(config.drop_path_rate * (number + 1) / sum(config.depths))
 
 
+def starts_at_zero(config: ResNetConfig, shortcut: nn.Module | None) -> bool:
+    """Whether a new branch beside this shortcut gives zero: the block passes on what it gets.
+
+    Never beside zeros for new channels: a ReLU of nothing but zeros has no gradient, and these
+    channels would stay zero through the stage and through training.
+    """
+    passes_on = shortcut is not None and not isinstance(shortcut, ZeroPadShortcut)
+    return config.zero_init_residual and passes_on
+
+
 class Block(nn.Module):
     """act(shortcut(x) + branch(x)); the branch is convolutions, each with norm and activation."""
 
@@ -233,8 +244,7 @@ class Block(nn.Module):
         self.shortcut = make_shortcut(config, in_channels, out_channels, stride, ConvNorm)
         self.act = activation(config.hidden_act)
         # Goyal et al. 2017, section 5.1: a scale of zero in the last norm makes the branch zero.
-        zero = config.zero_init_residual and self.shortcut is not None
-        self.branch[-1].norm.starts_at_zero = zero
+        self.branch[-1].norm.starts_at_zero = starts_at_zero(config, self.shortcut)
 
     def forward(self, hidden_states):
         """(batch, in_channels, y, x) -> (batch, out_channels, y / stride, x / stride)."""
@@ -264,7 +274,7 @@ class PreActivationBlock(nn.Module):
         self.drop_path = make_drop_path(config, number)
         self.shortcut = make_shortcut(config, in_channels, out_channels, stride, convolution)
         # The last convolution, not the last norm: a ReLU of nothing but zeros has no gradient.
-        self.branch[-1].starts_at_zero = config.zero_init_residual and self.shortcut is not None
+        self.branch[-1].starts_at_zero = starts_at_zero(config, self.shortcut)
 
     def forward(self, hidden_states):
         """(batch, in_channels, y, x) -> (batch, out_channels, y / stride, x / stride)."""
