@@ -1054,13 +1054,15 @@ atexit.register(tell)
 """
 
 
-def launch(launcher: list[str], arguments: list[str], run: Path, scratch: Path, **env) -> list:
-    """Starts train/gpt.py; when it has ended well, what each process tells about itself."""
+def launch(
+    launcher: list[str], arguments: list[str], run: Path, scratch: Path, script="gpt.py", **env
+) -> list:
+    """Starts a script of train/; when it has ended well, what each process tells about itself."""
     (scratch / "sitecustomize.py").write_text(WITNESS)
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     environment |= {"PYTHONPATH": str(scratch), "WITNESS_RUN": str(run), **env}
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(ROOT / "train" / "gpt.py"), *arguments],
+        [sys.executable, "-m", *launcher, str(ROOT / "train" / script), *arguments],
         cwd=scratch,
         env=environment,
         capture_output=True,
