@@ -288,11 +288,16 @@ def test_only_a_plain_network_needs_every_branch(shortcut, pre_activation):
 
 
 @pytest.mark.parametrize("pre_activation", [False, True])
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
 @pytest.mark.parametrize("shortcut", ["projection", "zero_pad"])
-def test_no_channel_is_dead_at_the_start(shortcut, pre_activation):
+def test_no_channel_is_dead_at_the_start(shortcut, layer_type, pre_activation):
     """A ReLU of nothing but zeros has no gradient, so a scale of zero would stay zero."""
     torch.manual_seed(0)
-    options = {"shortcut": shortcut, "pre_activation": pre_activation}
+    options = {
+        "shortcut": shortcut,
+        "layer_type": layer_type,
+        "pre_activation": pre_activation,
+    }
     model = ResNetForImageClassification(ResNetConfig(**(TINY | options))).train()
     model(pictures(8, 32, 32), labels=torch.arange(8) % model.config.num_labels).loss.backward()
     for stage in model.resnet.stages:

@@ -13,14 +13,15 @@ takes its identity into `EXTRACTOR`, and measures all published distances anew.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-EXTRACTOR = "443aed481207"  # identity of pretrained/cnn
-DECISIVE = ("model.safetensors", "config.json", "preprocessor_config.json")
+EXTRACTOR = "710df343f1c6"  # identity of pretrained/cnn
+DECISIVE = ("model.safetensors", "preprocessor_config.json")
 
 
 class PictureFeatures:
@@ -42,6 +43,9 @@ class PictureFeatures:
         if not weights.is_file():
             raise ValueError(f"{folder} holds no model: publish a run of train/cnn.py there first")
         parts = [(Path(folder) / name).read_bytes() for name in DECISIVE]
+        config = json.loads((Path(folder) / "config.json").read_bytes())
+        config.pop("transformers_version", None)  # that saved it: the features stay
+        parts.append(json.dumps(config, sort_keys=True).encode())
         self.identity = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
         # In fp32 and evaluation, where a picture's features do not depend on its batch.
         self.model, loading = AutoModel.from_pretrained(
