@@ -106,7 +106,8 @@ def publish(folders: list[Path]) -> None:
             [
                 "## These weights",
                 "",
-                f"{note}; scored again: {score} {again[score]:.4f} ({seeds}){others}.",
+                f"{note}; scored again: {score} {again[score]:.4f} ({seeds}){others}."
+                f" {bar_of(result['config']).get('note', '')}".rstrip(),
                 "",
                 *ablations(result["config"]),
                 *studies(result["config"], export / "figures"),

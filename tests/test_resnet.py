@@ -134,6 +134,12 @@ def test_hidden_states_are_those_of_transformers():
     assert_close(found, expected, **close)
 
 
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    make_resnet().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no ResNetForImageClassification of transformers"):
+        resnet_from_transformers(tmp_path)
+
+
 def test_their_other_strides_are_taken_over(tmp_path):
     """The paper's bottleneck halves in its first convolution. From a folder, in bf16."""
     torch.manual_seed(0)
