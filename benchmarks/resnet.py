@@ -1,9 +1,10 @@
-"""Our ResNets beside torchvision's, with the same weights: training and inference.
+"""Our ResNets beside torchvision's, with the same weights; and what ResNet-20's training waits for.
 
     python benchmarks/resnet.py
 
-Both in channels_last, and in bf16 where that is fast, on random pictures of 224 x 224, in one run,
-taking turns. For inference ours is also measured as `fold_norms` makes it. Writes
+Training and inference of both in channels_last, and in bf16 where that is fast, on random pictures
+of 224 x 224, in one run, taking turns. For inference each is also measured with its norms folded
+into the convolutions: ours by `fold_norms`, torchvision's by torch.fx. Writes
 results/benchmarks/resnet.json.
 """
 
@@ -12,10 +13,13 @@ import json
 
 import torch
 import torchvision
+from picture_steps import measure_steps
 from side_by_side import DTYPE, PRECISION, autocast, take_turns, write
+from torch.fx.experimental import optimization
 
 from groundup.models.from_resnets import resnet_from_torchvision
-from groundup.train import machine
+from groundup.models.resnet import ResNetConfig
+from groundup.train import machine, resnet
 
 SIZE, CLASSES = 224, 1000
 TRAIN_BATCH, BATCHES = 64, (1, 256)
@@ -68,6 +72,7 @@ def inference(batch: int) -> dict[str, float]:
     """Pictures per second of ResNet-50 with weights in bf16 where that is fast."""
     candidates = {name: model.to(DTYPE).eval() for name, model in pair("resnet50").items()}
     candidates["groundup, folded"] = copy.deepcopy(candidates["groundup"]).fold_norms()
+    candidates["torchvision, folded"] = optimization.fuse(candidates["torchvision"])
     pixel_values = pictures(batch).to(DTYPE)
 
     def runner(model):
@@ -86,10 +91,13 @@ def main() -> None:
     def with_ratios(speed):
         theirs = speed["torchvision"]
         ratios = {name: v / theirs for name, v in speed.items() if name != "torchvision"}
+        if folded := speed.get("torchvision, folded"):
+            ratios["both folded"] = speed["groundup, folded"] / folded
         return {"pictures_per_second": speed, "ratios": ratios}
 
     content = {
         "precision": PRECISION,
+        "training_of_resnet20": measure_steps(resnet, "resnet", ResNetConfig),
         "training_resnet18": {"batch": TRAIN_BATCH} | with_ratios(training()),
         "inference_resnet50": {batch: with_ratios(inference(batch)) for batch in BATCHES},
     }

@@ -106,7 +106,8 @@ def publish(folders: list[Path]) -> None:
             [
                 "## These weights",
                 "",
-                f"{note}; scored again: {score} {again[score]:.4f} ({seeds}){others}.",
+                f"{note}; scored again: {score} {again[score]:.4f} ({seeds}){others}."
+                f" {bar_of(result['config']).get('note', '')}".rstrip(),
                 "",
                 *ablations(result["config"]),
                 *studies(result["config"], export / "figures"),
@@ -152,7 +153,7 @@ def ablations(config: str) -> list[str]:
     return [
         "## What the choices are worth",
         "",
-        f"One thing changed at a time, {measured['setting']}:",
+        f"One thing changed at a time, {measured['setting']} (commit {measured['commit']}):",
         "",
         f"| | {measured['metric']} | updates |",
         "|---|---|---|",
@@ -175,7 +176,8 @@ def studies(config: str, figures: Path) -> list[str]:
             continue
         study = json.loads(path.read_text(encoding="utf-8"))
         shutil.copy(picture, figures)
-        lines += ["", f"## {study['title']}", "", study["text"], ""]
+        text = f"{study['text']} (Commit {study['commit']}.)"
+        lines += ["", f"## {study['title']}", "", text, ""]
         lines += [f"![{study['title']}](figures/{picture.name})"]
     return lines
 
@@ -261,20 +263,28 @@ def table(results: list[dict]) -> str:
         bar = bar_of(result["config"])
         bars = [bar, *bar.get("also", [])]
         scores, reached = zip(*(score_beside(result, one) for one in bars), strict=True)
-        seeds = len(result["seeds"])
+        seeds, (took, at_most) = len(result["seeds"]), time_beside(result, bar)
         cells = [
             f"[`{result['config']}`](configs/{result['config']}.yaml)",
             result["data"]["name"],
             f"{', '.join(scores)} ({seeds} seed{'s' * (seeds > 1)})",
-            f"{statistics.mean(result['train_seconds']):.0f} s"
-            f"{' of one core' * (result['hardware']['cores'] == 1)}"
-            f"{' in fp32' * (result.get('precision') == 'fp32')}",
+            took,
             f"{max(result['peak_memory_bytes']) / 2**30:.2f} GiB",
-            ", ".join(reached),
+            ", ".join(filter(None, [*reached, *at_most])) or "none",
             bar["anchor"],
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def time_beside(result: dict, bar: dict) -> tuple[str, list[str]]:
+    """How long training took, and what it was to take at most, with whether that was reached."""
+    seconds = statistics.mean(result["train_seconds"])
+    took = f"{seconds:.0f} s{' of one core' * (result['hardware']['cores'] == 1)}"
+    took += " in fp32" * (result.get("precision") == "fp32")
+    if "seconds" not in bar:
+        return took, []
+    return took, [f"≤ {bar['seconds']} s{': **not reached**' * (seconds > bar['seconds'])}"]
 
 
 def score_beside(result: dict, bar: dict) -> tuple[str, str]:
@@ -283,7 +293,7 @@ def score_beside(result: dict, bar: dict) -> tuple[str, str]:
     spread = f" ± {metric['deviation']:.4f}" if metric["deviation"] is not None else ""
     score = f"**{metric['mean']:.4f}**{spread} {bar['unit']}"
     if "bar" not in bar:
-        return score, "none"
+        return score, ""
     reached = metric["mean"] <= bar["bar"] if bar["lower"] else metric["mean"] >= bar["bar"]
     limit = f"{'≤' if bar['lower'] else '≥'} {bar['bar']}{'' if reached else ': **not reached**'}"
     return score, limit

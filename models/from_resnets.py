@@ -4,7 +4,8 @@
     model = resnet_from_transformers("microsoft/resnet-50")   # a Hub id, a folder, or the model
 
 They compute the same: the same outputs, the same gradients, to 1e-5 in fp32 (the tests compare
-them). This file is not saved with a checkpoint; the model does not need it.
+them). This file is not saved with a checkpoint; the model does not need it. A pipeline needs the
+reference's image processor beside the model: save it into the same folder.
 """
 
 import os
@@ -65,10 +66,18 @@ def resnet_from_transformers(
         reference: the model, or where `from_pretrained` finds it; safetensors only.
 
     Raises:
-        ValueError: the reference has an option that our ResNet does not have.
+        ValueError: the reference has an option that our ResNet does not have, or is another model.
     """
     if not isinstance(reference, TheirResNet):
-        reference = TheirResNet.from_pretrained(reference, use_safetensors=True)
+        where = reference
+        reference, loading = TheirResNet.from_pretrained(
+            where, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(loading["missing_keys"]):
+            raise ValueError(
+                f"{where} is no ResNetForImageClassification of transformers: it lacks "
+                f"{missing[0]} and {len(missing) - 1} more weights"
+            )
     return _convert("transformers", reference, config_from_transformers(reference.config))
 
 

@@ -226,8 +226,8 @@ def starts_at_zero(config: ResNetConfig, shortcut: nn.Module | None) -> bool:
     Never beside zeros for new channels: a ReLU of nothing but zeros has no gradient, and these
     channels would stay zero through the stage and through training.
     """
-    passes_on = shortcut is not None and not isinstance(shortcut, ZeroPadShortcut)
-    return config.zero_init_residual and passes_on
+    adds_zeros = isinstance(shortcut, ZeroPadShortcut) and shortcut.new_channels
+    return config.zero_init_residual and shortcut is not None and not adds_zeros
 
 
 class Block(nn.Module):
@@ -269,7 +269,7 @@ class PreActivationBlock(nn.Module):
         self.pre_activation = NormActivation(in_channels, act) if number else nn.Identity()
         self.branch = nn.Sequential(convolution(*first))
         for one in others:
-            self.branch[-1].norm_follows = True  # so that the filters' size means nothing
+            self.branch[-1].norm_follows = True  # Muon lets such filters keep their size
             self.branch.extend([NormActivation(one[0], act), convolution(*one)])
         self.drop_path = make_drop_path(config, number)
         self.shortcut = make_shortcut(config, in_channels, out_channels, stride, convolution)

@@ -349,7 +349,7 @@ def build(classifier: Classifier, source: space.Source, title: str, about: str) 
                         elem_classes="seen",
                         **slim,
                     )
-                key = gr.HTML()
+                key = gr.HTML(label="Key of the colours", show_label=False)
         with gr.Accordion("About", open=False):
             size = classifier.processor.size
             told = ABOUT.format(

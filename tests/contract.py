@@ -479,10 +479,12 @@ ROWS = [
     bert_masked_lm(),
     bert_classification(),
     cnn("cnn"),
-    cnn("cnn-blurred", pool_size=3, pool_blur=True),
+    cnn("cnn-whitened", whitening=True, pool_size=3, pool_blur=True),
     word2vec("skip-gram"),
     word2vec("cbow"),
     resnet("basic", stem="cifar"),
+    resnet("zero-padded", stem="cifar", shortcut="zero_pad"),
+    resnet("plain", stem="cifar", shortcut="none"),
     resnet("pre-activation", stem="cifar", pre_activation=True),
     resnet("bottleneck", layer_type="bottleneck", hidden_sizes=(16, 32)),
 ]

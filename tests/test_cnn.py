@@ -13,7 +13,7 @@ WIDE_BLUR = {"pool_size": 4, "pool_blur": True}  # of grids with a rest
 
 def make(**options) -> CNNForImageClassification:
     torch.manual_seed(0)
-    options = {"hidden_sizes": [26, 32], "num_labels": 5} | options
+    options = {"hidden_sizes": [26, 32], "num_labels": 5, "whitening": True} | options
     return CNNForImageClassification(CNNConfig(**options))
 
 

@@ -66,7 +66,10 @@ def test_wrong_pictures_are_refused(folder, tmp_path):
     for images in (noise(2).astype(np.float32), noise(2)[:, :1], noise(2)[..., :8]):
         with pytest.raises(ValueError, match="must be uint8"):
             PictureFeatures(folder)(images)
-    with pytest.raises(ValueError, match="holds no model"):
+    for images in (noise(0), list(noise(2))):
+        with pytest.raises(ValueError, match="must be a numpy array of some"):
+            PictureFeatures(folder)(images)
+    with pytest.raises(ValueError, match="is no folder with a picture classifier"):
         PictureFeatures(tmp_path)
 
 
@@ -91,3 +94,5 @@ def test_frechet_distance_of_normal_distributions():
     assert frechet_distance(a @ turn, b @ turn) == pytest.approx(30)
     with pytest.raises(ValueError, match="too few"):
         frechet_distance(a[:3], b)
+    with pytest.raises(ValueError, match="3 and 2 features are of two extractors"):
+        frechet_distance(a, b[:, :2])

@@ -89,6 +89,8 @@ def test_a_run_leaves_what_it_should(finished):
     assert card.data.pipeline_tag == "image-classification"
     assert card.data.eval_results[0].dataset_split == "test"
     assert not list(folder.rglob("*.bin"))
+    modes = {(folder / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1  # who may read the one may read the other
 
 
 def test_it_works_in_a_pipeline_with_the_names_of_the_classes(finished, data_dir):
@@ -101,11 +103,17 @@ def test_it_works_in_a_pipeline_with_the_names_of_the_classes(finished, data_dir
     assert right / len(answers) == run["metrics"]["accuracy"]
 
 
-def test_evaluate_only_gives_the_score_of_the_run(finished, flags):
+def test_evaluate_only_gives_the_score_of_the_run(finished, flags, capsys):
     row, folder = finished
     before = json.loads((folder / "metrics.json").read_text())["metrics"]
     again = SCRIPTS[row][0].main(flags(row, folder, "--evaluate_only"))["metrics"]
     assert again == before
+    said = capsys.readouterr().out
+    plain, views = before.values()
+    assert f"accuracy on test: {plain:.4f}, over six views {views:.4f}" in said
+    assert "knows these pictures" not in said
+    SCRIPTS[row][0].main(flags(row, folder, "--evaluate_only", "--hold_out=30"))
+    assert "knows these pictures" in capsys.readouterr().out
 
 
 def test_a_stopped_run_ends_with_the_same_bits(finished, flags, tmp_path, capsys):
@@ -280,7 +288,7 @@ def test_the_first_layer_is_computed_from_pictures_of_every_part_of_the_data(mon
         return {"pixel_values": torch.zeros(len(rows), 3, 8, 8)}
 
     data.scored.augment = augment
-    cnn.new_model(recipe.model_arguments(cnn.CNNConfig)(hidden_sizes=[26]), data)
+    cnn.new_model(recipe.model_arguments(cnn.CNNConfig)(hidden_sizes=[26], whitening=True), data)
     assert seen == [0, 1, 2, 4, 5]
 
 

@@ -811,7 +811,7 @@ def test_evaluate_only_of_a_truncated_model(finished, copy_of, flags, capsys):
     folder = copy_of(finished)
     truncate(folder / "model.safetensors")
     before = content(folder)
-    assert_refused(capsys, flags(folder, "--evaluate_only"))
+    assert_refused(capsys, flags(folder, "--evaluate_only"), "model.safetensors is damaged")
     assert content(folder) == before
 
 

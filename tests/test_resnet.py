@@ -134,6 +134,12 @@ def test_hidden_states_are_those_of_transformers():
     assert_close(found, expected, **close)
 
 
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    make_resnet().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no ResNetForImageClassification of transformers"):
+        resnet_from_transformers(tmp_path)
+
+
 def test_their_other_strides_are_taken_over(tmp_path):
     """The paper's bottleneck halves in its first convolution. From a folder, in bf16."""
     torch.manual_seed(0)
@@ -288,11 +294,16 @@ def test_only_a_plain_network_needs_every_branch(shortcut, pre_activation):
 
 
 @pytest.mark.parametrize("pre_activation", [False, True])
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
 @pytest.mark.parametrize("shortcut", ["projection", "zero_pad"])
-def test_no_channel_is_dead_at_the_start(shortcut, pre_activation):
+def test_no_channel_is_dead_at_the_start(shortcut, layer_type, pre_activation):
     """A ReLU of nothing but zeros has no gradient, so a scale of zero would stay zero."""
     torch.manual_seed(0)
-    options = {"shortcut": shortcut, "pre_activation": pre_activation}
+    options = {
+        "shortcut": shortcut,
+        "layer_type": layer_type,
+        "pre_activation": pre_activation,
+    }
     model = ResNetForImageClassification(ResNetConfig(**(TINY | options))).train()
     model(pictures(8, 32, 32), labels=torch.arange(8) % model.config.num_labels).loss.backward()
     for stage in model.resnet.stages:

@@ -141,6 +141,17 @@ def test_a_bar_that_was_not_reached_is_shown_as_not_reached(bars, bar, lower, ve
     assert f"| {verdict} |" in results.table([results.summarise([a_run(0, 1.5)])])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "verdict"), [(11, "≥ 1.5, ≤ 11 s"), (10, "≥ 1.5, ≤ 10 s: **not reached**")]
+)
+def test_a_run_may_have_a_time_to_keep(bars, seconds, verdict):
+    bars(1.5, lower=False)
+    with results.RESULTS.joinpath("bars.yaml").open("a") as file:
+        file.write(f"\n  seconds: {seconds}\n")
+    row = results.table([results.summarise([a_run(0, 1.5), a_run(1, 1.5)])])  # 10 and 11 seconds
+    assert f"| {verdict} |" in row
+
+
 def test_where_no_bar_was_set_none_is_shown(bars):
     bars(None, lower=True)
     text = results.RESULTS.joinpath("bars.yaml").read_text()

@@ -13,14 +13,15 @@ takes its identity into `EXTRACTOR`, and measures all published distances anew.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-EXTRACTOR = "443aed481207"  # identity of pretrained/cnn
-DECISIVE = ("model.safetensors", "config.json", "preprocessor_config.json")
+EXTRACTOR = "710df343f1c6"  # identity of pretrained/cnn
+DECISIVE = ("model.safetensors", "preprocessor_config.json")
 
 
 class PictureFeatures:
@@ -38,19 +39,23 @@ class PictureFeatures:
     """
 
     def __init__(self, folder: str | Path):
-        weights = Path(folder) / "model.safetensors"
-        if not weights.is_file():
-            raise ValueError(f"{folder} holds no model: publish a run of train/cnn.py there first")
+        if not all((Path(folder) / name).is_file() for name in (*DECISIVE, "config.json")):
+            raise ValueError(
+                f"{folder} is no folder with a picture classifier: publish a run of train/cnn.py "
+                f"there first"
+            )
         parts = [(Path(folder) / name).read_bytes() for name in DECISIVE]
+        config = json.loads((Path(folder) / "config.json").read_bytes())
+        config.pop("transformers_version", None)  # that saved it: the features stay
+        parts.append(json.dumps(config, sort_keys=True).encode())
         self.identity = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
         # In fp32 and evaluation, where a picture's features do not depend on its batch.
-        self.model, loading = AutoModel.from_pretrained(
+        classifier, loading = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-        head = {"classifier.weight", "classifier.bias"}  # of which features have no need
-        if wrong := sorted(loading["missing_keys"] | (loading["unexpected_keys"] - head)):
+        if wrong := sorted(loading["missing_keys"] | loading["unexpected_keys"]):
             raise ValueError(f"{folder} was saved by other code: {', '.join(wrong)} do not fit")
-        self.model.eval()
+        self.model = classifier.base_model.eval()
         processor = AutoImageProcessor.from_pretrained(folder)
         self.size = (processor.size["height"], processor.size["width"])
         self.mean, self.std = (
@@ -63,8 +68,10 @@ class PictureFeatures:
         """(n, 3, height, width), uint8, as large as what the model was trained on -> (n, features).
 
         Raises:
-            ValueError: pictures of another size or type.
+            ValueError: no pictures, or of another size or type.
         """
+        if not isinstance(images, np.ndarray) or not len(images):
+            raise ValueError(f"pictures must be a numpy array of some, not {type(images).__name__}")
         if images.dtype != np.uint8 or images.shape[1:] != (3, *self.size):
             raise ValueError(
                 f"pictures must be uint8 of (n, 3, {self.size[0]}, {self.size[1]}), not "
@@ -89,8 +96,10 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         a, b: (n, features), more rows than features.
 
     Raises:
-        ValueError: too few rows for a covariance.
+        ValueError: too few rows for a covariance, or features of two extractors.
     """
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{a.shape[1]} and {b.shape[1]} features are of two extractors")
     for features in (a, b):
         if len(features) <= features.shape[1]:
             raise ValueError(

@@ -168,7 +168,7 @@ def load_pictures(
     else:
         train = ImageBatches(images, labels, augment)
         scored = ImageBatches(*image_arrays(dataset["test"]), plain)
-    split = f"{arguments.hold_out} training pictures" if arguments.hold_out else "test"
+    split = f"{arguments.hold_out} held-out pictures" if arguments.hold_out else "test"
     return Pictures(train, scored, names, processor, describe(dataset), split)
 
 
@@ -474,6 +474,8 @@ def run(argv, row: str, config_class, new_model, describe_model) -> dict:
     checkpoint = None
     if args.evaluate_only:
         recipe.note_other_data(args, pictures.description)
+        if picture_args.hold_out:
+            print("note: a model trained without --hold_out, or with another, knows these pictures")
     else:
         settings = recipe.settings_of(args, picture_args, model_args, data=pictures.description)
         checkpoint = recipe.prepare_folder(args, settings)
@@ -510,7 +512,8 @@ def run(argv, row: str, config_class, new_model, describe_model) -> dict:
                 print(f"all pictures were of {picture_args.small_size} pixels: no full size")
                 full_size = 0
             write_report(output_dir, result, model, pictures, about, log, full_size, logits, labels)
-        print(f"accuracy: {metrics[SCORE]:.4f} on {pictures.split}")
+        views = metrics[f"{SCORE}_six_views"]
+        print(f"accuracy on {pictures.split}: {metrics[SCORE]:.4f}, over six views {views:.4f}")
         if args.publish:
             publish(args)
     return result

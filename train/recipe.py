@@ -484,6 +484,11 @@ def check_folder(args: RunArguments, config_class: type[PreTrainedConfig] | None
         raise ValueError(
             f"{args.output_dir} holds a {found}, and this script scores {config_class.model_type}"
         )
+    for weights in file.parent.glob("*.safetensors"):
+        try:
+            safe_open(weights, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{weights} is damaged ({error}); train anew") from error
 
 
 def note_other_data(args: RunArguments, data: dict) -> None:

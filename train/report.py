@@ -135,9 +135,12 @@ def save_model(model, processor, output_dir: Path) -> None:
         put_in_place(staging, output_dir / ".saved")
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # on a full disk, what was begun
-    for file in (output_dir / ".saved").iterdir():
+    saved = output_dir / ".saved"
+    for file in saved.glob("*.safetensors"):  # which safetensors lets its owner alone read
+        shutil.copymode(next(saved.glob("*.json")), file)
+    for file in saved.iterdir():
         file.replace(output_dir / file.name)
-    (output_dir / ".saved").rmdir()
+    saved.rmdir()
 
 
 def write_card(

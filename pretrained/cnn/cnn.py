@@ -51,8 +51,8 @@ class CNNConfig(PreTrainedConfig):
 
     Args:
         num_channels: of the pictures; 3 for RGB.
-        whitening: the first layer is not learned; call `init_whitening` with pictures before
-            training, as train/cnn.py does, or it stays random.
+        whitening: the first layer is not learned but computed: call `init_whitening` with pictures
+            before training, as train/cnn.py does, or it stays random.
         whitening_size: side of the first layer's filters, in pixels; there are two of them for each
             of the num_channels * whitening_size^2 numbers that they see.
         hidden_sizes: channels of each group; each halves height and width.
@@ -77,7 +77,7 @@ class CNNConfig(PreTrainedConfig):
     model_type = "groundup-cnn"
 
     num_channels: int = 3
-    whitening: bool = True
+    whitening: bool = False
     whitening_size: int = 2
     hidden_sizes: list[int] = (64, 256, 256)  # a tuple only as a default: made a list below
     depth: int = 2
@@ -180,7 +180,7 @@ class Group(nn.Module):
             ShiftNorm(out_channels, config.batch_norm_momentum) for _ in range(config.depth)
         )
         for conv in self.convs:
-            conv.norm_follows = True  # so that the filters' size means nothing
+            conv.norm_follows = True  # Muon lets such filters keep their size
         self.pool = pooling(config.pool_size, config.pool_blur)
         self.act = activation(config.hidden_act)
 

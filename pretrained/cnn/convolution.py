@@ -101,7 +101,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, hidden_act=None):
         super().__init__()
         self.conv = convolution(in_channels, out_channels, kernel_size, stride)
-        self.conv.norm_follows = True  # so that the filters' size means nothing
+        self.conv.norm_follows = True  # Muon lets such filters keep their size
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = activation(hidden_act) if hidden_act else nn.Identity()
 
