@@ -65,7 +65,7 @@ RATES = SimpleNamespace(
 @pytest.mark.parametrize(
     "model",
     [
-        CNNForImageClassification(CNNConfig(hidden_sizes=(16, 24), depth=1)),
+        CNNForImageClassification(CNNConfig(hidden_sizes=(16, 24), depth=1, whitening=True)),
         ResNetForImageClassification(ResNetConfig(hidden_sizes=(8, 16), depths=(1, 1))),
     ],
     ids=["cnn", "resnet"],

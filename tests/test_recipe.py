@@ -650,17 +650,20 @@ def test_runs_become_a_result_and_a_pretrained_model(finished, flags, tmp_path, 
     shutil.copy(config, tmp_path / "configs")
     (tmp_path / "configs" / "tiny.yaml").open("a").write(f"text: {text}\n")
     bar = {"metric": "nats_per_character", "lower": True, "bar": 9, "unit": "nats", "anchor": "-"}
+    bar["note"] = "It was read twice."
     (tmp_path / "results" / "bars.yaml").write_text(json.dumps({"tiny": bar}))
     ablations = {
         "metric": "nats",
         "setting": "1 s each",
+        "commit": "ba9876543210",
         "rows": [{"variant": "v", "score": 1, "updates": 2}],
     }
     ablations_path = tmp_path / "results" / "benchmarks" / "tiny_ablations.json"
     ablations_path.write_text(json.dumps(ablations))
     study = ablations_path.with_name("tiny_depth.png")
     study.write_bytes(b"a picture")
-    study.with_suffix(".json").write_text(json.dumps({"title": "Depth", "text": "Deeper."}))
+    told = {"title": "Depth", "text": "Deeper.", "commit": "abcdefabcdef"}
+    study.with_suffix(".json").write_text(json.dumps(told))
     for name, folder in (("ROOT", "."), ("RESULTS", "results"), ("PRETRAINED", "pretrained")):
         monkeypatch.setattr(results, name, tmp_path / folder)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
@@ -680,11 +683,12 @@ def test_runs_become_a_result_and_a_pretrained_model(finished, flags, tmp_path, 
     assert stated == result["pretrained"]
     card = (model / "README.md").read_text()
     assert "rounded to bf16" in card and "| v | 1.0000 | 2 |" in card
+    assert "1 s each (commit ba9876543210):" in card
     [line] = [line for line in card.splitlines() if "scored again" in line]
     for name, value in result["pretrained"].items():
         assert f"{name} {value:.4f}" in line, name
-    assert "(one seed)" in line
-    assert "## Depth\n\nDeeper.\n\n![Depth](figures/tiny_depth.png)" in card
+    assert "(one seed)" in line and line.endswith(". It was read twice.")
+    assert "## Depth\n\nDeeper. (Commit abcdefabcdef.)\n\n![Depth](figures/tiny_depth.png)" in card
     assert (model / "figures" / "tiny_depth.png").read_bytes() == b"a picture"
     assert "reached" not in results.table([result])
     assert results.verify("gpt")
