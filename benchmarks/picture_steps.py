@@ -30,22 +30,28 @@ def measure_steps(script, row: str, config_class) -> dict:
     for epoch in sorted({0, picture_args.small_epochs}):  # the first of small, of large pictures
         batches = batches_of(data.train, epoch, picture_args, args)
         batch = next(batches)
-
-        def step(batch=batch):
-            with autocast():
-                loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        seconds = take_turns({"fetch": lambda batches=batches: next(batches), "step": step})
-        found[f"{batch['pixel_values'].shape[-1]} pixels"] = {
-            "seconds": seconds,
-            "share_of_waiting": seconds["fetch"] / sum(seconds.values()),
-            "flops": count_flops(model, batch) / seconds["step"],
-            "profile_of_a_step": profile(step),
-        }
+        name = f"{batch['pixel_values'].shape[-1]} pixels"
+        found[name] = measure_step(model, optimizer, batch, batches)
     return found | {"flops_of_large_product": large_product()}
+
+
+def measure_step(model, optimizer, batch, batches) -> dict:
+    """Figures of a step on one batch, and of fetching others of its size."""
+
+    def step():
+        with autocast():
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = take_turns({"fetch": lambda: next(batches), "step": step})
+    return {
+        "seconds": seconds,
+        "share_of_waiting": seconds["fetch"] / sum(seconds.values()),
+        "flops": count_flops(model, batch) / seconds["step"],
+        "profile_of_a_step": profile(step),
+    }
 
 
 def batches_of(dataset, epoch: int, picture_args, args):

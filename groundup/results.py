@@ -263,28 +263,29 @@ def table(results: list[dict]) -> str:
         bar = bar_of(result["config"])
         bars = [bar, *bar.get("also", [])]
         scores, reached = zip(*(score_beside(result, one) for one in bars), strict=True)
-        seeds, (took, at_most) = len(result["seeds"]), time_beside(result, bar)
+        took, at_most = time_beside(result, bar)
+        seeds = len(result["seeds"])
         cells = [
             f"[`{result['config']}`](configs/{result['config']}.yaml)",
             result["data"]["name"],
             f"{', '.join(scores)} ({seeds} seed{'s' * (seeds > 1)})",
             took,
             f"{max(result['peak_memory_bytes']) / 2**30:.2f} GiB",
-            ", ".join(filter(None, [*reached, *at_most])) or "none",
+            ", ".join(filter(None, [*reached, at_most])) or "none",
             bar["anchor"],
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def time_beside(result: dict, bar: dict) -> tuple[str, list[str]]:
-    """How long training took, and what it was to take at most, with whether that was reached."""
+def time_beside(result: dict, bar: dict) -> tuple[str, str]:
+    """How long training took, and the most that it was to take with whether that was reached."""
     seconds = statistics.mean(result["train_seconds"])
     took = f"{seconds:.0f} s{' of one core' * (result['hardware']['cores'] == 1)}"
     took += " in fp32" * (result.get("precision") == "fp32")
     if "seconds" not in bar:
-        return took, []
-    return took, [f"≤ {bar['seconds']} s{': **not reached**' * (seconds > bar['seconds'])}"]
+        return took, ""
+    return took, f"≤ {bar['seconds']} s{': **not reached**' * (seconds > bar['seconds'])}"
 
 
 def score_beside(result: dict, bar: dict) -> tuple[str, str]:

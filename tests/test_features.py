@@ -67,7 +67,7 @@ def test_wrong_pictures_are_refused(folder, tmp_path):
         with pytest.raises(ValueError, match="must be uint8"):
             PictureFeatures(folder)(images)
     for images in (noise(0), list(noise(2))):
-        with pytest.raises(ValueError, match="must be a numpy array of some"):
+        with pytest.raises(ValueError, match="must be a numpy array of at least one"):
             PictureFeatures(folder)(images)
     with pytest.raises(ValueError, match="is no folder with a picture classifier"):
         PictureFeatures(tmp_path)

@@ -815,7 +815,9 @@ def test_evaluate_only_of_a_truncated_model(finished, copy_of, flags, capsys):
     folder = copy_of(finished)
     truncate(folder / "model.safetensors")
     before = content(folder)
-    assert_refused(capsys, flags(folder, "--evaluate_only"), "model.safetensors is damaged")
+    assert_refused(
+        capsys, flags(folder, "--evaluate_only"), str(folder), "is damaged (model.safetensors"
+    )
     assert content(folder) == before
 
 

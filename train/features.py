@@ -71,7 +71,7 @@ class PictureFeatures:
             ValueError: no pictures, or of another size or type.
         """
         if not isinstance(images, np.ndarray) or not len(images):
-            raise ValueError(f"pictures must be a numpy array of some, not {type(images).__name__}")
+            raise ValueError("pictures must be a numpy array of at least one")
         if images.dtype != np.uint8 or images.shape[1:] != (3, *self.size):
             raise ValueError(
                 f"pictures must be uint8 of (n, 3, {self.size[0]}, {self.size[1]}), not "

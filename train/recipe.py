@@ -434,14 +434,22 @@ def damage(checkpoint: Path) -> str | None:
         for name, size in sizes.items():
             if (found := (checkpoint / name).stat().st_size) != size:
                 return f"{name} has {found} bytes, not {size}"
-        for weights in checkpoint.glob("*.safetensors"):
-            with safe_open(weights, "pt"):
-                pass
+        check_weights(checkpoint)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, SafetensorError) as error:
+    except (ValueError, KeyError) as error:
         return f"unreadable: {error}"
     return None
+
+
+def check_weights(folder: Path) -> None:
+    """Raises ValueError for a file of weights that cannot be read; says which."""
+    for weights in folder.glob("*.safetensors"):
+        try:
+            with safe_open(weights, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{weights.name}: {error}") from error
 
 
 def keep_newest(output_dir: Path, count: int | None) -> None:
@@ -469,8 +477,8 @@ def check_folder(args: RunArguments, config_class: type[PreTrainedConfig] | None
     """Refuses an `output_dir` that will not do, before any data is read.
 
     Raises:
-        ValueError: `--evaluate_only` finds no model there, or not one of this config's; or a run is
-            to be put where other files lie.
+        ValueError: `--evaluate_only` finds no model there, a damaged one, or not one of this
+            config's; or a run is to be put where other files lie.
         OSError: the folder cannot be written.
     """
     if not args.evaluate_only:
@@ -484,11 +492,10 @@ def check_folder(args: RunArguments, config_class: type[PreTrainedConfig] | None
         raise ValueError(
             f"{args.output_dir} holds a {found}, and this script scores {config_class.model_type}"
         )
-    for weights in file.parent.glob("*.safetensors"):
-        try:
-            safe_open(weights, "pt")
-        except SafetensorError as error:
-            raise ValueError(f"{weights} is damaged ({error}); train anew") from error
+    try:
+        check_weights(file.parent)
+    except ValueError as error:
+        raise ValueError(f"{args.output_dir} is damaged ({error}); train anew") from error
 
 
 def note_other_data(args: RunArguments, data: dict) -> None:
