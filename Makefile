@@ -7,7 +7,7 @@ VENV ?= .venv
 ROW ?= gpt
 BIN := $(VENV)/bin
 
-.PHONY: help gpt test lint format results verify bench space spaces clean
+.PHONY: help gpt test lint format results verify code bench space spaces clean
 
 help:
 	@echo "make gpt            train Tiny GPT on Shakespeare and print what it writes"
@@ -16,6 +16,7 @@ help:
 	@echo "make verify ROW=gpt score the models in pretrained/ again"
 	@echo "make space ROW=gpt  serve a model's demo; open the address that it prints"
 	@echo "make bench ROW=gpt  measure a model beside its peers"
+	@echo "make code           give the models in pretrained/ the code of models/"
 	@echo "make clean          remove the virtual environment and what building left"
 	@echo "make results        write the table of the README from results/"
 
@@ -48,6 +49,9 @@ results: $(VENV)/.installed
 
 verify: $(VENV)/.installed
 	$(BIN)/python -m groundup.results --verify $(ROW)
+
+code: $(VENV)/.installed
+	$(BIN)/python -m groundup.results --code
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/$(ROW).py

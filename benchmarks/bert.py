@@ -4,7 +4,7 @@
 
 The same shape (that of configs/bert.yaml), weights, batch, mixed precision and fused AdamW, in one
 run, taking turns so that a slow minute hits all. In training, ours scores only the hidden tokens,
-15 % of all, since the loss asks for no others; transformers' BertForMaskedLM scores every token of
+of all the config's `blank_share`, since the loss asks for no others; transformers' BertForMaskedLM scores every token of
 the batch. So that class is measured as it is, and as one would write a step of it by hand that is
 as sparing ("hidden tokens only"): what then remains is the encoder. Each with the attention that
 `from_pretrained` gives it (SDPA) and with the eager one, which is faster for texts of this length.
@@ -33,13 +33,14 @@ class BenchmarkArguments:
     rounds: int = field(default=21, metadata={"help": "Steps of each, of which the median."})
 
 
-def random_batch(config: BERTConfig, batch: int) -> dict[str, torch.Tensor]:
-    """Blocks of any words with blanks, (batch, time); 15 % are to be guessed."""
+def random_batch(config: BERTConfig, batch: int, share: float) -> dict[str, torch.Tensor]:
+    """Blocks of any words with blanks, (batch, time); that share is to be guessed."""
     specials = Specials(cls=2, sep=3, mask=4, first_word=5, vocab_size=config.vocab_size)
     time = config.max_position_embeddings
     ids = np.random.default_rng(0).integers(5, config.vocab_size, batch * (time - 2))
-    blocks = MaskedBlocks(ids, specials, time, seed=0).__getitems__(range(batch))
-    return {key: torch.stack([block[key] for block in blocks]) for key in blocks[0]}
+    blocks = MaskedBlocks(ids, specials, time, seed=0, blank_share=share)
+    items = blocks.__getitems__(range(batch))
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
 def own_loss(model, input_ids, labels):
@@ -105,7 +106,7 @@ def main(argv=None) -> None:
         description=__doc__,
     )
     config = BERTConfig(vocab_size=task_args.tokenizer_vocab_size, **asdict(model_args))
-    batch = random_batch(config, args.per_device_train_batch_size)
+    batch = random_batch(config, args.per_device_train_batch_size, task_args.blank_share)
     models = candidates(config)
     before = losses(models, batch)
     steps = {name: trainer(*pair, batch, args) for name, pair in models.items()}

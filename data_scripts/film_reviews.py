@@ -8,8 +8,7 @@ hundred of either kind are for validation.
 They are looked for in `$GROUNDUP_DATA/movie_reviews/` or in `--data_dir`: `movie_reviews.zip`, as
 NLTK has it (`python -m nltk.downloader -d folder movie_reviews`, then `folder/corpora/`), or
 `train.parquet` with its texts (columns `text`, and `file`: `neg/cv000_29416.txt`). SST-2 is made of
-another collection, `sentence_polarity`: of its 872 test sentences two have eight words in a row
-that stand in these reviews, too, and none has ten.
+another collection, `sentence_polarity`.
 
 Run it to see what it holds: `python data_scripts/film_reviews.py`.
 """

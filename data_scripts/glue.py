@@ -92,7 +92,7 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> DatasetDict:
 
 
 def hold_out(rows: Dataset, number: int, min_words: int) -> DatasetDict:
-    """Cuts training sentences in two, so that neither half has read the other.
+    """Cuts training sentences in two, which share no more than a few words in a row.
 
     Args:
         rows: training sentences.
@@ -101,7 +101,8 @@ def hold_out(rows: Dataset, number: int, min_words: int) -> DatasetDict:
 
     Returns:
         The splits `validation`, and `train`: of the other sentences, those that have no four words
-        in a row with them in common.
+        in a row with them in common. SST-2's phrases of up to three words stay, as they do beside
+        its test sentences.
 
     Raises:
         ValueError: there are fewer such sentences.
@@ -138,7 +139,7 @@ def _rows(table, name: str, text: int | str, label: int | str) -> list[dict]:
 
 
 def _written(text: str) -> str:
-    """As one would write it: SST-2 has the words apart, as the Penn Treebank does."""
+    """With the Penn Treebank's signs as they are elsewhere: all of SST-2 has them, CoLA in places."""
     for apart, written in APART:
         text = text.replace(apart, written)
     return text.strip()

@@ -3,6 +3,7 @@
     python -m groundup.results                          # write the README's table
     python -m groundup.results --publish runs/gpt_*     # runs of one config, one per seed
     python -m groundup.results --verify gpt             # score the models in pretrained/ again
+    python -m groundup.results --code                   # give these the code of models/
 
 A published figure is the mean over the seeds; the first run given becomes the model in
 `pretrained/`.
@@ -21,11 +22,13 @@ import torch
 import transformers
 import yaml
 from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from groundup.train.recipe import FREE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PRETRAINED, README = ROOT / "results", ROOT / "pretrained", ROOT / "README.md"
+MODELS = ROOT / "models"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 # What rounding the weights to bf16, or another number of threads, may change in a score.
 TOLERANCE = 1e-3
@@ -236,6 +239,26 @@ def verify(row: str) -> bool:
     return all_agree
 
 
+def code_of(folder: Path) -> list[Path]:
+    """The files of `models/` that a saved model needs: its own, and what that imports."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    module = config["auto_map"]["AutoConfig"].split(".")[0]
+    own = MODELS / f"{module}.py"
+    return [own, *map(Path, get_relative_import_files(own))]
+
+
+def refresh_code() -> None:
+    """Published weights get today's code, which a test holds them to; `--verify` tells if they fit.
+
+    Else what loads with `trust_remote_code` would have the mistakes of the day it was trained.
+    """
+    for folder in (p for p in PRETRAINED.iterdir() if p.is_dir()):
+        for old in folder.glob("*.py"):
+            old.unlink()
+        for file in code_of(folder):
+            shutil.copy(file, folder)
+
+
 def read_results() -> list[dict]:
     """All published results, in the order of their names."""
     return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
@@ -319,12 +342,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--publish", nargs="+", type=Path, metavar="RUN", help="runs to publish")
     parser.add_argument("--verify", metavar="ROW", help="score a row's models again")
+    parser.add_argument("--code", action="store_true", help="copy models/ into pretrained/")
     args = parser.parse_args()
     try:
         if args.verify:
             sys.exit(0 if verify(args.verify) else 1)
         if args.publish:
             publish(args.publish)
+        if args.code:
+            refresh_code()
         write_table()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -169,6 +169,18 @@ def test_bf16_is_finite(row: Row, how: str):
     assert outputs["loss"].item() == pytest.approx(row.initial_loss, rel=row.initial_tolerance * 2)
 
 
+@every_row
+def test_outputs_may_be_tuples(row: Row):
+    """By the argument, or by the config, which what is inside a model must not be misled by."""
+    model, batch = row.make()
+    expected = model.eval()(**batch).to_tuple()
+    asked = model(**batch, return_dict=False)
+    model.config.return_dict = False
+    for found in (asked, model(**batch)):
+        assert type(found) is tuple and len(found) == len(expected)
+        torch.testing.assert_close(found[:2], expected[:2], rtol=0, atol=0)
+
+
 # ------------------------------------------------------------------------------ saving, loading
 
 

@@ -23,6 +23,14 @@ def test_a_published_score_can_be_had_again(result):
         assert agrees, (name, again[name], published)
 
 
+def test_pretrained_models_have_the_code_of_models():
+    """So that a mistake that is mended is mended for who loads them, too."""
+    for folder in (p for p in results.PRETRAINED.iterdir() if p.is_dir()):
+        code = {file.name: file.read_bytes() for file in results.code_of(folder)}
+        found = {file.name: file.read_bytes() for file in folder.glob("*.py")}
+        assert found == code, f"{folder.name}: run `make code`, then `make verify`"
+
+
 def test_pretrained_models_are_small_and_hold_no_pickle():
     sizes = {}
     for folder in (p for p in results.PRETRAINED.iterdir() if p.is_dir()):

@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.modeling_outputs import BaseModelOutput
 
 from groundup.data_scripts import number_words, phonemes, pig_latin
 from groundup.data_scripts.multi30k import load_multi30k
@@ -88,7 +89,8 @@ def test_attention_is_that_of_the_equations(attention_type):
     assert_close(attention(hidden, encoded), expected, **close)
 
     with torch.no_grad():
-        outputs = model(**inputs)
+        outputs = model(**inputs, output_attentions=True)
+        assert model(**inputs).cross_attentions is None
     (weights,) = outputs.cross_attentions
     assert weights.shape == (3, 1, 4, 6)
     assert_close(weights.sum(-1), torch.ones(3, 1, 4), **close)
@@ -336,16 +338,75 @@ def test_wrong_inputs_are_refused():
     with pytest.raises(ValueError, match="give decoder_input_ids"):
         model(inputs["input_ids"])
     inputs["labels"][0, 1] = VOCABULARY
-    with pytest.raises(ValueError, match=f"labels must be below {VOCABULARY}"):
-        model(**inputs)
+    for start in ({}, {"decoder_input_ids": torch.ones(3, 4, dtype=torch.long)}):
+        with pytest.raises(ValueError, match=f"labels must be below {VOCABULARY}"):
+            model(**inputs, **start)
+    states = BaseModelOutput(last_hidden_state=torch.zeros(3, 6, 2 * SIZE))
+    with pytest.raises(ValueError, match="encoder_outputs must have a pooler_output"):
+        model(encoder_outputs=states, labels=batch()["labels"])
+
+
+def test_what_the_encoder_made_may_be_given_as_a_tuple():
+    model, inputs = make(), batch()
+    outputs = model.get_encoder()(inputs["input_ids"], inputs["attention_mask"])
+    rest = {name: inputs[name] for name in ("attention_mask", "labels")}
+    for form in (outputs, outputs.to_tuple()):
+        found = model(encoder_outputs=form, **rest)
+        assert_close(found.logits, model(**inputs).logits, **close)
+
+
+@pytest.mark.parametrize("waves", [{}, {"sinusoidal_positions": True}, WORDS], ids=str)
+def test_a_target_may_be_padded_on_the_left(waves):
+    model, inputs = make(**waves), batch()
+    inputs.pop("labels")
+    ids = torch.randint(3, VOCABULARY, (3, 5))
+    ids[1, :2] = 0
+    mask = torch.ones(3, 5, dtype=torch.long)
+    mask[1, :2] = 0
+    found = model(**inputs, decoder_input_ids=ids, decoder_attention_mask=mask)
+    alone = {name: rows[1:2] for name, rows in inputs.items()}
+    expected = model(**alone, decoder_input_ids=ids[1:2, 2:])
+    assert_close(found.logits[1:2, 2:], expected.logits, **close)
+
+    # Read in two pieces, of which the first has all of the padding.
+    first = model(**inputs, decoder_input_ids=ids[:, :3], decoder_attention_mask=mask[:, :3])
+    second = model(
+        **inputs,
+        decoder_input_ids=ids[:, 3:],
+        decoder_attention_mask=mask,
+        past_key_values=first.past_key_values,
+    )
+    assert_close(second.logits, found.logits[:, 3:], **close)
+
+
+def test_trainer_evaluates_batches_of_several_lengths(tmp_path):
+    """It gathers all that a model gives back, as long as that is padded along the first length."""
+    rows = [{"input_ids": [5] * n, "labels": [7] * (9 - n)} for n in range(2, 8)]
+    args = Seq2SeqTrainingArguments(
+        tmp_path, per_device_eval_batch_size=2, use_cpu=True, report_to="none"
+    )
+    model = make()
+    trainer = Seq2SeqTrainer(
+        model,
+        args,
+        eval_dataset=rows,
+        data_collator=lambda some: {
+            name: nn.utils.rnn.pad_sequence(
+                [torch.tensor(row[name]) for row in some], True, {"labels": -100}.get(name, 0)
+            )
+            for name in rows[0]
+        },
+        compute_metrics=lambda out: {"rows": len(out.label_ids)},
+    )
+    assert trainer.evaluate()["eval_rows"] == len(rows)
 
 
 def test_a_source_without_tokens_is_refused():
     inputs = batch()
     inputs["attention_mask"][1] = 0
-    with pytest.raises(ValueError, match="a source is empty"):
+    with pytest.raises(ValueError, match="a text is empty"):
         make()(**inputs)
-    with pytest.raises(ValueError, match="a source is empty"):
+    with pytest.raises(ValueError, match="a text is empty"):
         make()(input_ids=inputs["input_ids"][:, :0], labels=inputs["labels"])
 
 

@@ -263,7 +263,7 @@ def test_wrong_inputs_are_refused():
         model(**inputs, output_attentions=True)
     inputs["attention_mask"][1] = 0
     for empty in (inputs, {"input_ids": inputs["input_ids"][:, :0], "labels": inputs["labels"]}):
-        with pytest.raises(ValueError, match=r"a source is empty .* leave it out"):
+        with pytest.raises(ValueError, match=r"a text is empty .* leave it out"):
             model(**empty)
 
 

@@ -45,7 +45,7 @@ from groundup.data_scripts.wordpiece import (
 )
 from groundup.models.bert import BERTConfig, BERTForMaskedLM, BERTForSequenceClassification
 from groundup.train import adapters, recipe, report
-from groundup.train.metrics import Accuracy, MatthewsCorrelation
+from groundup.train.metrics import Accuracy, MatthewsCorrelation, label_losses
 from groundup.train.publishing import publish
 
 BLANKS = "blanks"
@@ -220,21 +220,17 @@ def masked_blocks(
 
 
 def blank_scores(logits, labels):
-    """Of each block, the -log p of what is missing and how often the best guess was right: (b, 3).
+    """Of each block, the -log p of what is missing, the number of blanks, and of right best guesses.
 
-    The third column is the number of blanks. An evaluation keeps these rather than its logits.
+    (batch, time, vocab), (batch, time) -> (batch, 3): an evaluation keeps these rather than logits.
     """
-    blanks = labels != IGNORED_LABEL
-    nats = torch.nn.functional.cross_entropy(
-        logits.float().mT, labels, reduction="none", ignore_index=IGNORED_LABEL
-    )
-    right = (logits.argmax(-1) == labels) & blanks
-    return torch.stack([x.sum(1).float() for x in (nats, right, blanks)], dim=1)
+    right = (logits.argmax(-1) == labels).sum(1, keepdim=True)  # what is no blank has no token
+    return torch.cat((label_losses(logits, labels), right), dim=1)
 
 
 def blank_metrics(out) -> dict[str, float]:
     """Over all blanks: the share that is guessed right, and nats a blank."""
-    nats, right, blanks = out.predictions.sum(0)
+    nats, blanks, right = out.predictions.sum(0)
     return {SCORES[BLANKS]: float(right / blanks), "nats_per_blank": float(nats / blanks)}
 
 
@@ -345,7 +341,7 @@ def main(argv=None):
     if args.evaluate_only:
         wanted = BERTForMaskedLM if fills_blanks else BERTForSequenceClassification
         adapters.config_of(output_dir, wanted)  # of another task, its head would be a random one
-        model = auto_class.from_pretrained(output_dir, dtype=torch.float32)
+        model = recipe.load_trained(auto_class, output_dir, model_args)
         if not fills_blanks and list(model.config.id2label.values()) != CLASSES[task_args.task]:
             raise ValueError(f"{output_dir} was not trained for --task {task_args.task}")
     elif fills_blanks:

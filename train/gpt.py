@@ -173,7 +173,7 @@ def main(argv=None):
 
     # 3. Model
     if args.evaluate_only:
-        model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
+        model = recipe.load_trained(AutoModelForCausalLM, output_dir, model_args)
     else:
         model = make_model(model_args, tune_args, tokenizer, new_tokens)
     block_size = model.config.max_position_embeddings

@@ -153,12 +153,12 @@ def block_losses(logits, labels):
     its logits.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    return next_token_losses(logits[:, :-1], labels[:, 1:])
+    return label_losses(logits[:, :-1], labels[:, 1:])
 
 
-def next_token_losses(logits, shift_labels):
-    """The same where the labels are shifted already: (batch, time) beside (batch, time, vocab)."""
+def label_losses(logits, labels):
+    """The same where each label stands beside its scores: (batch, time, vocab), (batch, time)."""
     nats = torch.nn.functional.cross_entropy(
-        logits.float().mT, shift_labels, reduction="none", ignore_index=IGNORED_LABEL
+        logits.float().mT, labels, reduction="none", ignore_index=IGNORED_LABEL
     )
-    return torch.stack((nats.sum(1), (shift_labels != IGNORED_LABEL).sum(1).float()), dim=1)
+    return torch.stack((nats.sum(1), (labels != IGNORED_LABEL).sum(1).float()), dim=1)

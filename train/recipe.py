@@ -177,6 +177,15 @@ def model_arguments(config_class, leave_out=()):
     return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)
 
 
+def load_trained(auto_class, folder: Path, model_args):
+    """A finished model, to be scored as it was: in fp32, with the kernel that `model_args` name.
+
+    The kernel is no part of a saved model, and another one gives slightly other scores in bf16.
+    """
+    kernel = model_args.attn_implementation if hasattr(model_args, "attn_implementation") else None
+    return auto_class.from_pretrained(folder, dtype=torch.float32, attn_implementation=kernel)
+
+
 class OnePage(argparse.HelpFormatter):
     """Help with one line per flag where it fits, and the default where there is one."""
 

@@ -24,7 +24,7 @@ from groundup.models.recurrent import CELLS, RecurrentState
 from groundup.models.rnn import RNNConfig, RNNForCausalLM
 from groundup.train import language, machine, recipe, report
 from groundup.train.language import SCORE
-from groundup.train.metrics import LanguageModelLoss, next_token_losses
+from groundup.train.metrics import LanguageModelLoss, label_losses
 from groundup.train.publishing import publish
 from groundup.train.writing import NoEpochs, Sample
 
@@ -227,7 +227,7 @@ def main(argv=None):
             tokens["validation"], block_size, args.eval_batch_size * args.world_size
         ),
         processing_class=tokenizer,
-        preprocess_logits_for_metrics=next_token_losses,
+        preprocess_logits_for_metrics=label_losses,
         compute_metrics=lambda out: metric.compute(
             predictions=out.predictions[:, 0],
             references=out.predictions[:, 1].astype(int),

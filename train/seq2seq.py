@@ -194,9 +194,7 @@ def train(argv, system: str, config_class, model_class) -> dict:
 
     # 3. Model
     if args.evaluate_only:
-        # The kernel is no part of a saved model, and another one writes a few other texts in bf16.
-        kernel = {k: v for k, v in asdict(model_args).items() if k == "attn_implementation"}
-        model = AutoModelForSeq2SeqLM.from_pretrained(output_dir, dtype=torch.float32, **kernel)
+        model = recipe.load_trained(AutoModelForSeq2SeqLM, output_dir, model_args)
     else:
         start = {"decoder_start_token_id": tokenizer.bos_token_id}
         values = {**asdict(model_args), **token_settings(tokenizer), **start}
@@ -340,9 +338,11 @@ def write_report(output_dir, run, model, tokenizer, log, pair_args, told) -> Non
     if getattr(config, "attention_type", None) != "none":
         short = min(shown, key=lambda i: len(sources[i]))
         plot_attention(figures / "attention.png", model, tokenizer, sources[short], written[short])
+        heads = hasattr(config, "num_attention_heads")
+        where = "in the last layer, the mean of its heads" if heads else "behind the last layer"
         sections["Attention"] = (
             "Each column is a token that was written, each row one that was read; the darker, the "
-            "more it was looked at (behind the decoder's last layer).\n\n"
+            f"more it was looked at ({where}).\n\n"
             "![attention](figures/attention.png)"
         )
     report.write_card(
@@ -351,7 +351,7 @@ def write_report(output_dir, run, model, tokenizer, log, pair_args, told) -> Non
         title=f"{output_dir.name}: {task.title} by seq2seq",
         language=[language.format(**values) for language in task.languages],
         license=task.license,
-        pipeline_tag="translation",
+        pipeline_tag=task.pipeline_tag,
         task_name=task.task_name,
         split=pair_args.split,
         scores=task.scores,

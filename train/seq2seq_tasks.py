@@ -48,6 +48,7 @@ class Task:
             a list where several are right.
         license: of the model.
         hub: the data set's name on the Hub.
+        pipeline_tag: the Hub's name of the kind of task.
         note: what the card says below the loss curve.
     """
 
@@ -65,6 +66,7 @@ class Task:
     answers: Callable[[Dataset], tuple[list[str], list]] = one_answer
     license: str = "apache-2.0"
     hub: str | None = None
+    pipeline_tag: str = "text2text-generation"
     note: str = ""
 
 
@@ -86,6 +88,7 @@ TASKS = {
         languages=("{source_language}", "{target_language}"),
         license="other",  # the data is for non-commercial research
         hub="bentrevett/multi30k",
+        pipeline_tag="translation",
         note=f"BLEU's signature: `{BLEU_SIGNATURE}`.",
     ),
     "pig_latin": Task(
