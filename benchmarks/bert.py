@@ -4,10 +4,11 @@
 
 The same shape (that of configs/bert.yaml), weights, batch, mixed precision and fused AdamW, in one
 run, taking turns so that a slow minute hits all. In training, ours scores only the hidden tokens,
-of all the config's `blank_share`, since the loss asks for no others; transformers' BertForMaskedLM scores every token of
-the batch. So that class is measured as it is, and as one would write a step of it by hand that is
-as sparing ("hidden tokens only"): what then remains is the encoder. Each with the attention that
-`from_pretrained` gives it (SDPA) and with the eager one, which is faster for texts of this length.
+the config's `blank_share` of all, since the loss asks for no others; transformers' BertForMaskedLM
+scores every token of the batch. So that class is measured as it is, and as one would write a step
+of it by hand that is as sparing ("hidden tokens only"): what then remains is the encoder. Each with
+the attention that `from_pretrained` gives it (SDPA) and with the eager one, which is faster for
+texts of this length.
 Writes results/benchmarks/bert.json.
 """
 

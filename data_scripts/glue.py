@@ -139,7 +139,7 @@ def _rows(table, name: str, text: int | str, label: int | str) -> list[dict]:
 
 
 def _written(text: str) -> str:
-    """With the Penn Treebank's signs as they are elsewhere: all of SST-2 has them, CoLA in places."""
+    """With the Penn Treebank's signs as they are elsewhere; SST-2 has them, CoLA in four places."""
     for apart, written in APART:
         text = text.replace(apart, written)
     return text.strip()

@@ -219,8 +219,8 @@ class BERTModel(BERTPreTrainedModel):
             `attentions`.
 
         Raises:
-            ValueError: neither or both inputs; an empty text; one longer than the positions that there are;
-                attention weights of an attention that does not keep them.
+            ValueError: neither or both inputs; an empty text, or one longer than the positions that
+                there are; attention weights of an attention that does not keep them.
         """
         check_keeps_weights(self.config, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
@@ -298,9 +298,7 @@ class BERTForMaskedLM(BERTPreTrainedModel):
         Raises:
             ValueError: a label is not a token.
         """
-        outputs = self.bert(
-            input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs
-        )
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.training:
             hidden = labels != IGNORED_LABEL
@@ -331,8 +329,8 @@ class BERTForSequenceClassification(BERTPreTrainedModel):
         problem = config.problem_type or "single_label_classification"
         if config.num_labels < 2 or problem != "single_label_classification":
             raise ValueError(
-                f"num_labels is {config.num_labels}, problem_type {config.problem_type!r}; each text "
-                f"gets one of at least two classes: set num_labels, and leave out problem_type"
+                f"num_labels is {config.num_labels}, problem_type {config.problem_type!r}; each "
+                f"text gets one of at least two classes: set num_labels, leave out problem_type"
             )
         self.bert = BERTModel(config)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
@@ -362,9 +360,7 @@ class BERTForSequenceClassification(BERTPreTrainedModel):
             ValueError: a label is not the number of a class. Several classes of one text, or a
                 quantity, would need another loss.
         """
-        outputs = self.bert(
-            input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs
-        )
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state[:, 0]).tanh()  # of [CLS]
         logits = self.classifier(self.dropout(pooled))
         loss = None

@@ -21,11 +21,12 @@ attention-based neural machine translation"):
                      dot        h . K e, K fixed: the mean of both directions         Luong
 
 `attention_type="none"` leaves the context out: all that the decoder knows of the source is where
-its state begins. All scores are used in Luong's order: the context comes after the recurrent layers,
-not before them as Bahdanau has it, so that the whole target is read at once in training. But then the decoder does not know where it looked before, and
-in long texts takes one word for a like one elsewhere. `sinusoidal_positions` tells both sides where
-each token stands, by the waves of the Transformer; where a token is a character, they may count
-words, and characters within a word (`separator_token_ids`).
+its state begins. All scores are used in Luong's order: the context comes after the recurrent
+layers, not before them as Bahdanau has it, so that the whole target is read at once in training.
+But then the decoder does not know where it looked before, and in long texts takes one word for a
+like one elsewhere. `sinusoidal_positions` tells both sides where each token stands, by the waves of
+the Transformer; where a token is a character, they may count words, and characters within a word
+(`separator_token_ids`).
 
 Source and target share one vocabulary.
 """
@@ -55,6 +56,7 @@ from .seq2seq_common import (
     label_loss,
     shift_right,
 )
+from .transformer import check_texts
 from .word_positions import AT_START_TOKEN, place
 
 # What a saved model offers to a process that has never heard of this package.
@@ -433,8 +435,8 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         starts = getattr(encoder_outputs, "pooler_output", None)
         if starts is None:
             raise ValueError(
-                "encoder_outputs must have a pooler_output, where the decoder begins: give all that "
-                "model.get_encoder() gives"
+                "encoder_outputs must have a pooler_output, where the decoder begins: give all "
+                "that model.get_encoder() gives"
             )
         dtype = torch.promote_types(starts.dtype, torch.float32)
         return [(start,) for start in starts.to(dtype).chunk(self.config.num_hidden_layers, -1)]

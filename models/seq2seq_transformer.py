@@ -50,6 +50,7 @@ from .transformer import (
     CrossBlock,
     add_sinusoidal_positions,
     check_keeps_weights,
+    check_texts,
     check_transformer_config,
     count_positions,
     init_transformer_weights,
@@ -303,9 +304,7 @@ class Seq2SeqTransformerModel(Seq2SeqTransformerPreTrainedModel):
             caches = (DynamicCache(config=self.config) for _ in range(2))
             past_key_values = EncoderDecoderCache(*caches)
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(
-                input_ids, attention_mask, return_dict=True, **kwargs
-            )
+            encoder_outputs = self.encoder(input_ids, attention_mask, return_dict=True, **kwargs)
         elif isinstance(encoder_outputs, tuple):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         outputs = self.decoder(

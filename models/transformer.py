@@ -94,8 +94,8 @@ def check_texts(inputs, attention_mask) -> None:
         return
     if not inputs.shape[1] or (attention_mask is not None and not attention_mask.any(-1).all()):
         raise ValueError(
-            "a text is empty (it has no tokens, or an attention_mask of 0 everywhere): leave it out, "
-            "or give it at least the token that begins or ends a text"
+            "a text is empty (it has no tokens, or an attention_mask of 0 everywhere): leave it "
+            "out, or give it at least the token that begins or ends a text"
         )
 
 

@@ -39,7 +39,7 @@ def place(config, embeddings, input_ids, attention_mask=None, past=0, word_state
             `hidden_size` and `initializer_range`, as `Seq2SeqConfig` explains them.
         embeddings: (batch, time, hidden_size).
         input_ids: (batch, time), whose embeddings they are.
-        attention_mask: (batch, time), 0 for padding.
+        attention_mask: (batch, past + time), 0 for padding.
         past: how many tokens were read before.
         word_state: `state` of `count_words`.
 
@@ -50,8 +50,9 @@ def place(config, embeddings, input_ids, attention_mask=None, past=0, word_state
         return embeddings, word_state
     positions, size = count_positions(embeddings, attention_mask, past), config.hidden_size
     if config.separator_token_ids:
+        mask = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
         words, within, word_state = count_words(
-            input_ids, positions, config.separator_token_ids, attention_mask, word_state
+            input_ids, positions, config.separator_token_ids, mask, word_state
         )
         half = size // 2
         halves = ((words, half), (within, size - half))

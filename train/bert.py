@@ -220,7 +220,7 @@ def masked_blocks(
 
 
 def blank_scores(logits, labels):
-    """Of each block, the -log p of what is missing, the number of blanks, and of right best guesses.
+    """Of each block, the -log p of what is missing, the number of blanks, and of right guesses.
 
     (batch, time, vocab), (batch, time) -> (batch, 3): an evaluation keeps these rather than logits.
     """

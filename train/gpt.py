@@ -13,7 +13,6 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from datasets import DatasetDict, IterableDataset
 from transformers import AutoModelForCausalLM, set_seed
 
