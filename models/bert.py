@@ -78,10 +78,10 @@ class BERTConfig(PreTrainedConfig):
         "attention_probs_dropout_prob": "attention_dropout",
     }
 
-    vocab_size: int = 8192
-    hidden_size: int = 256
+    vocab_size: int = 15000
+    hidden_size: int = 192
     num_hidden_layers: int = 4
-    num_attention_heads: int = 4
+    num_attention_heads: int = 6
     intermediate_size: int | None = None
     hidden_act: str = "gelu"
     max_position_embeddings: int = 128

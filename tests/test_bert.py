@@ -69,7 +69,7 @@ SIZE = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-TINY = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+SMALLEST = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
 close = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -256,13 +256,13 @@ def test_what_a_user_can_get_wrong_is_said():
     with pytest.raises(ValueError, match="type_vocab_size is 0"):
         BERTConfig(type_vocab_size=0)
     with pytest.raises(ValueError, match="nearest number of heads that fits is 4"):
-        BERTConfig(hidden_size=256, num_attention_heads=5)
+        BERTConfig(hidden_size=192, num_attention_heads=5)
     with pytest.raises(ValueError, match="places are learned"):
         BERTConfig(position_embedding_type="rotary")
     with pytest.raises(ValueError, match="one of at least two classes"):
-        BERTForSequenceClassification(BERTConfig(**TINY, num_labels=1))
+        BERTForSequenceClassification(BERTConfig(**SMALLEST, num_labels=1))
     with pytest.raises(ValueError, match="one of at least two classes"):
-        BERTForSequenceClassification(BERTConfig(**TINY, problem_type="regression"))
+        BERTForSequenceClassification(BERTConfig(**SMALLEST, problem_type="regression"))
 
 
 # ----------------------------------------------------------------------------------------- blanks
@@ -416,14 +416,14 @@ def sentences(count: int) -> list[tuple[str, int]]:
 
 
 def test_attention_that_keeps_no_weights_is_not_asked_for_them():
-    model = BERTForMaskedLM(BERTConfig(**TINY))
+    model = BERTForMaskedLM(BERTConfig(**SMALLEST))
     model.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="sdpa attention keeps no weights"):
         model(torch.tensor([[5, 6]]), output_attentions=True)
 
 
 def test_a_text_without_tokens_is_refused():
-    model = BERTForSequenceClassification(BERTConfig(**TINY))
+    model = BERTForSequenceClassification(BERTConfig(**SMALLEST))
     with pytest.raises(ValueError, match="a text is empty"):
         model(torch.zeros(1, 0, dtype=torch.long))
     with pytest.raises(ValueError, match="a text is empty"):
@@ -431,7 +431,7 @@ def test_a_text_without_tokens_is_refused():
 
 
 def test_places_begin_as_loud_waves():
-    model = BERTModel(BERTConfig(**TINY | {"hidden_size": 64, "initializer_range": 0.1}))
+    model = BERTModel(BERTConfig(**SMALLEST | {"hidden_size": 64, "initializer_range": 0.1}))
     places = model.embeddings.embed_positions.weight
     positions = torch.arange(len(places))
     assert_close(places.data, 0.3 * 2**0.5 * sinusoidal_positions(positions, 64))

@@ -122,7 +122,7 @@ class TaskArguments:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder that holds the data set's files."}
     )
-    tokenizer_vocab_size: int = field(default=8192, metadata={"help": "Number of word pieces."})
+    tokenizer_vocab_size: int = field(default=15000, metadata={"help": "Number of word pieces."})
     whole_words: bool = field(
         default=False, metadata={"help": "Blank out words rather than pieces of them, in training."}
     )
