@@ -32,10 +32,12 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .transformer import (
+    IGNORED_LABEL,
     Attention,
     PostNormBlock,
     check_keeps_weights,
     check_labels,
+    check_texts,
     check_transformer_config,
     sinusoidal_positions,
 )
@@ -71,11 +73,15 @@ class BERTConfig(PreTrainedConfig):
     """
 
     model_type = "groundup-bert"
+    attribute_map = {  # as transformers' BertConfig has them
+        "hidden_dropout_prob": "hidden_dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+    }
 
-    vocab_size: int = 8192
-    hidden_size: int = 256
+    vocab_size: int = 15000
+    hidden_size: int = 192
     num_hidden_layers: int = 4
-    num_attention_heads: int = 4
+    num_attention_heads: int = 6
     intermediate_size: int | None = None
     hidden_act: str = "gelu"
     max_position_embeddings: int = 128
@@ -93,14 +99,19 @@ class BERTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None and self.hidden_size:
             self.intermediate_size = 4 * self.hidden_size
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
         check_transformer_config(self)
+        if self.position_embedding_type != "learned":
+            raise ValueError(
+                f"position_embedding_type is {self.position_embedding_type!r}; BERT's places are "
+                f"learned: leave it out"
+            )
         if not isinstance(self.type_vocab_size, int) or self.type_vocab_size < 1:
             raise ValueError(
                 f"type_vocab_size is {self.type_vocab_size!r}; it must be a whole number of at "
                 f"least 1"
             )
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        super().__post_init__(**kwargs)
 
 
 class BERTPreTrainedModel(PreTrainedModel):
@@ -208,14 +219,15 @@ class BERTModel(BERTPreTrainedModel):
             `attentions`.
 
         Raises:
-            ValueError: neither or both inputs; a text longer than the positions that there are;
-                attention weights of an attention that does not keep them.
+            ValueError: neither or both inputs; an empty text, or one longer than the positions that
+                there are; attention weights of an attention that does not keep them.
         """
         check_keeps_weights(self.config, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.embed_tokens(input_ids)
+        check_texts(inputs_embeds, attention_mask)
         hidden_states = self.embeddings(inputs_embeds, token_type_ids, position_ids)
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
@@ -286,10 +298,10 @@ class BERTForMaskedLM(BERTPreTrainedModel):
         Raises:
             ValueError: a label is not a token.
         """
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, **kwargs)
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None and self.training:
-            hidden = labels != -100
+            hidden = labels != IGNORED_LABEL
             hidden_states, labels = hidden_states[hidden], labels[hidden]
         logits = self.head(hidden_states)
         loss = None
@@ -305,10 +317,21 @@ class BERTForMaskedLM(BERTPreTrainedModel):
 
 
 class BERTForSequenceClassification(BERTPreTrainedModel):
-    """BERT with a score for each class of a text; works with `pipeline("text-classification")`."""
+    """BERT with a score for each class of a text; works with `pipeline("text-classification")`.
+
+    Raises:
+        ValueError: the config asks for less than two classes, for several classes of one text, or
+            for a quantity, which would need another loss.
+    """
 
     def __init__(self, config: BERTConfig):
         super().__init__(config)
+        problem = config.problem_type or "single_label_classification"
+        if config.num_labels < 2 or problem != "single_label_classification":
+            raise ValueError(
+                f"num_labels is {config.num_labels}, problem_type {config.problem_type!r}; each "
+                f"text gets one of at least two classes: set num_labels, leave out problem_type"
+            )
         self.bert = BERTModel(config)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -337,7 +360,7 @@ class BERTForSequenceClassification(BERTPreTrainedModel):
             ValueError: a label is not the number of a class. Several classes of one text, or a
                 quantity, would need another loss.
         """
-        outputs = self.bert(input_ids, attention_mask, token_type_ids, **kwargs)
+        outputs = self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **kwargs)
         pooled = self.pooler(outputs.last_hidden_state[:, 0]).tanh()  # of [CLS]
         logits = self.classifier(self.dropout(pooled))
         loss = None

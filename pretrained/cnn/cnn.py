@@ -319,7 +319,7 @@ class CNNForImageClassification(CNNPreTrainedModel):
             `loss`: mean of -log p(class), in nats, where labels were given; `logits` (batch,
             num_labels); `hidden_states` where asked for.
         """
-        outputs = self.cnn(pixel_values, **kwargs)
+        outputs = self.cnn(pixel_values, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)) * self.config.logit_scale
         return ImageClassifierOutputWithNoAttention(
             loss=classification_loss(logits, labels),

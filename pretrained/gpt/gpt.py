@@ -27,11 +27,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .transformer import (
     Attention,
     Block,
+    add_sinusoidal_positions,
     alibi_mask,
     check_transformer_config,
+    count_positions,
     init_transformer_weights,
     rotary_angles,
-    sinusoidal_positions,
 )
 
 # What a saved model offers to a process that has never heard of this package.
@@ -210,9 +211,7 @@ class GPTModel(GPTPreTrainedModel):
                 )
             return inputs_embeds + self.embed_positions(position_ids), None
         if kind == "sinusoidal":
-            # The embeddings are scaled up as in the paper (3.4), or the waves would drown them.
-            waves = sinusoidal_positions(position_ids, dim).to(inputs_embeds.dtype)
-            return inputs_embeds * dim**0.5 + waves, None
+            return add_sinusoidal_positions(inputs_embeds, position_ids), None
         if kind == "rotary":
             head_dim = dim // self.config.num_attention_heads
             angles = rotary_angles(position_ids, head_dim)[:, None]  # (batch, 1, time, head_dim/2)
@@ -264,6 +263,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
@@ -278,14 +278,6 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def count_positions(inputs_embeds, attention_mask, past: int) -> torch.LongTensor:
-    """0, 1, 2, ... from the first token that is not padding: (batch or 1, time)."""
-    time, device = inputs_embeds.shape[1], inputs_embeds.device
-    if attention_mask is not None and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
-    return torch.arange(past, past + time, device=device)[None]
 
 
 __all__ = ["GPTConfig", "GPTForCausalLM", "GPTModel"]

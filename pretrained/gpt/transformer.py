@@ -3,10 +3,13 @@
 A Transformer (Vaswani et al. 2017, "Attention is all you need") alternates two kinds of layer on a
 residual stream of shape (batch, time, hidden_size): *attention* moves information between
 positions, the *MLP* works on each position alone. With pre-normalisation (GPT-2) both read a
-normalised copy of the stream and add their result to it:
+normalised copy of the stream and add their result to it; with post-normalisation (the paper, BERT)
+the sum is normalised:
 
-    x = x + Attention(LayerNorm(x))
-    x = x + MLP(LayerNorm(x))
+    x = x + Attention(LayerNorm(x))            x = LayerNorm(x + Attention(x))
+    x = x + MLP(LayerNorm(x))                  x = LayerNorm(x + MLP(x))
+
+A decoder that writes of another text looks at that text between the two (`CrossBlock`).
 
 The blocks take everything from the config of the model that uses them: `hidden_size`,
 `num_attention_heads`, `intermediate_size`, `hidden_act`, `position_embedding_type`, ...
@@ -22,18 +25,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 POSITION_EMBEDDING_TYPES = ("learned", "sinusoidal", "rotary", "alibi")
+IGNORED_LABEL = -100  # what Hugging Face losses leave out
 
 
 def check_transformer_config(config):
     """Raises ValueError, in one line that says what would be right, for a shape that cannot be."""
-    sizes = (
+    sizes = [
         "vocab_size",
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
         "intermediate_size",
-        "max_position_embeddings",
-    )
+    ]
+    if hasattr(config, "max_position_embeddings"):  # a model of waves alone needs no limit
+        sizes.append("max_position_embeddings")
     for name in sizes:
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
@@ -66,21 +71,80 @@ def check_transformer_config(config):
             raise ValueError(f"{name} is {getattr(config, name)}; it must be in [0, 1)")
 
 
+def check_labels(labels: torch.LongTensor, vocab_size: int) -> None:
+    """Raises ValueError where a label is not of the vocabulary; -100 is left out of a loss."""
+    if torch.compiler.is_compiling():
+        return
+    wrong = labels[(labels >= vocab_size) | (labels < 0) & (labels != IGNORED_LABEL)]
+    if wrong.numel():
+        raise ValueError(
+            f"labels must be below {vocab_size}, the size of the vocabulary, and not negative, but "
+            f"for -100; there is {wrong[0].item()}"
+        )
+
+
+def check_texts(inputs, attention_mask) -> None:
+    """Raises ValueError where a text has no tokens, so that there is nothing to attend to.
+
+    Args:
+        inputs: (batch, time, ...), tokens or their embeddings.
+        attention_mask: (batch, time), 1 for text, 0 for padding; or None.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not inputs.shape[1] or (attention_mask is not None and not attention_mask.any(-1).all()):
+        raise ValueError(
+            "a text is empty (it has no tokens, or an attention_mask of 0 everywhere): leave it "
+            "out, or give it at least the token that begins or ends a text"
+        )
+
+
+def check_keeps_weights(config, options: dict) -> None:
+    """Raises ValueError where attention weights are asked of an attention that keeps none.
+
+    Args:
+        options: those of a forward.
+    """
+    if options.get("output_attentions") and config._attn_implementation != "eager":
+        raise ValueError(
+            f"{config._attn_implementation} attention keeps no weights; call "
+            f'model.set_attn_implementation("eager") before output_attentions=True'
+        )
+
+
 # ------------------------------------------------------------------------------------- positions
 
 
-def sinusoidal_positions(positions: torch.Tensor, dim: int) -> torch.Tensor:
+def count_positions(inputs_embeds, attention_mask, past: int) -> torch.LongTensor:
+    """0, 1, 2, ... from the first token that is not padding: (batch or 1, time)."""
+    time, device = inputs_embeds.shape[1], inputs_embeds.device
+    if attention_mask is not None and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -time:]
+    return torch.arange(past, past + time, device=device)[None]
+
+
+def add_sinusoidal_positions(inputs_embeds, position_ids) -> torch.Tensor:
+    """sqrt(dim) * embedding + waves: (batch, time, dim), from (batch, time, dim) and (.., time).
+
+    Scaled up as in the paper (3.4), or the waves would drown the embeddings.
+    """
+    dim = inputs_embeds.shape[-1]
+    waves = sinusoidal_positions(position_ids, dim).to(inputs_embeds.dtype)
+    return inputs_embeds * dim**0.5 + waves
+
+
+def sinusoidal_positions(positions: torch.Tensor, dim: int, base: float = 1e4) -> torch.Tensor:
     """The waves of Vaswani et al. 2017, section 3.5: (*positions.shape, dim).
 
-    Column 2i holds sin(t / 10000^(2i/dim)), column 2i+1 the cosine of the same angle.
+    Column 2i holds sin(t / base^(2i/dim)), column 2i+1 the cosine of the same angle.
     """
-    angles = rotary_angles(positions, dim)  # (..., ceil(dim / 2))
+    angles = rotary_angles(positions, dim, base)  # (..., ceil(dim / 2))
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
 
-def rotary_angles(positions: torch.Tensor, dim: int) -> torch.Tensor:
-    """t / 10000^(2i/dim) for each position t and i < dim/2: (*positions.shape, dim/2), in fp32."""
-    frequencies = 10000.0 ** -(torch.arange(0, dim, 2, device=positions.device) / dim)
+def rotary_angles(positions: torch.Tensor, dim: int, base: float = 1e4) -> torch.Tensor:
+    """t / base^(2i/dim) for each position t and i < dim/2: (*positions.shape, dim/2), in fp32."""
+    frequencies = base ** -(torch.arange(0, dim, 2, device=positions.device) / dim)
     return positions[..., None].float() * frequencies
 
 
@@ -167,9 +231,13 @@ def eager_attention_forward(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: each position gathers what it needs from those it may see."""
+    """Multi-head self-attention: each position gathers what it needs from those it may see.
 
-    def __init__(self, config, layer_idx: int):
+    Args:
+        is_causal: whether a position sees only what is before it, where no mask says more.
+    """
+
+    def __init__(self, config, layer_idx: int, is_causal: bool = True):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -177,7 +245,7 @@ class Attention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.is_causal = True
+        self.is_causal = is_causal
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -188,11 +256,9 @@ class Attention(nn.Module):
         self, hidden_states, attention_mask=None, rotation=None, past_key_values=None, **kwargs
     ):
         """(batch, time, hidden_size) -> the same, and the attention weights (None under SDPA)."""
-        batch, time, _ = hidden_states.shape
-        heads = (batch, time, self.num_heads, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query = self.split_heads(self.q_proj(hidden_states))
+        key = self.split_heads(self.k_proj(hidden_states))
+        value = self.split_heads(self.v_proj(hidden_states))
         # each (batch, heads, time, head_dim)
         if rotation is not None:
             # Under autocast the angles are fp32: what is rotated keeps its own dtype.
@@ -200,11 +266,18 @@ class Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
             # key, value: (batch, heads, past + time, head_dim)
+        return self.attend(query, key, value, attention_mask, **kwargs)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+    def split_heads(self, states):
+        """(batch, time, hidden_size) -> (batch, heads, time, head_dim)."""
+        return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def attend(self, query, key, value, attention_mask, **kwargs):
+        """What each query gathers, (batch, time, hidden_size), and with which weights."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attend(
+        output, weights = attention(
             self,
             query,
             key,
@@ -214,8 +287,47 @@ class Attention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        output = output.reshape(batch, time, -1)  # the heads side by side again
+        output = output.flatten(-2)  # the heads side by side again: (batch, time, hidden_size)
         return self.o_proj(output), weights
+
+
+class CrossAttention(Attention):
+    """Attention to another text: queries come from this one, keys and values from an encoder's."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx, is_causal=False)
+
+    def forward(
+        self,
+        hidden_states,
+        encoder_hidden_states,
+        attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        """Gathers what each position needs from the other text.
+
+        Args:
+            hidden_states: (batch, target, hidden_size)
+            encoder_hidden_states: (batch, source, hidden_size)
+            past_key_values: an EncoderDecoderCache. The other text stays as it is while this one
+                grows: its keys and values are made once, and kept there.
+
+        Returns:
+            (batch, target, hidden_size), and the attention weights (None under SDPA).
+        """
+        query = self.split_heads(self.q_proj(hidden_states))
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            kept = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return self.attend(query, kept.keys, kept.values, attention_mask, **kwargs)
+        key = self.split_heads(self.k_proj(encoder_hidden_states))
+        value = self.split_heads(self.v_proj(encoder_hidden_states))
+        # each (batch, heads, source, head_dim)
+        if past_key_values is not None:
+            cache = past_key_values.cross_attention_cache
+            key, value = cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return self.attend(query, key, value, attention_mask, **kwargs)
 
 
 class MLP(nn.Module):
@@ -236,10 +348,10 @@ class MLP(nn.Module):
 class Block(GradientCheckpointingLayer):
     """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, config, layer_idx: int):
+    def __init__(self, config, layer_idx: int, is_causal: bool = True):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config, layer_idx)
+        self.attention = Attention(config, layer_idx, is_causal)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -248,6 +360,54 @@ class Block(GradientCheckpointingLayer):
         """(batch, time, hidden_size) -> (batch, time, hidden_size)."""
         normed = self.attention_norm(hidden_states)
         attended, _ = self.attention(normed, attention_mask, rotation, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        normed = self.mlp_norm(hidden_states)
+        return hidden_states + self.dropout(self.mlp(normed))
+
+
+class PostNormBlock(Block):
+    """One post-norm layer: norm(x + Attention(x)), then norm(x + MLP(x)), of the same parts."""
+
+    def forward(self, hidden_states, attention_mask=None, rotation=None, **kwargs):
+        """(batch, time, hidden_size) -> (batch, time, hidden_size)."""
+        attended, _ = self.attention(hidden_states, attention_mask, rotation, **kwargs)
+        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
+        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class CrossBlock(Block):
+    """One pre-norm layer of a decoder, which looks at another text, too.
+
+    x + Attention(norm(x)), then x + CrossAttention(norm(x), encoder), then x + MLP(norm(x)).
+    """
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attention = CrossAttention(config, layer_idx)
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask,
+        encoder_hidden_states,
+        encoder_attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        """(batch, target, hidden_size) -> the same, with a look at (batch, source, hidden_size).
+
+        The masks are as the attention implementation wants them; `past_key_values` is an
+        EncoderDecoderCache.
+        """
+        own = None if past_key_values is None else past_key_values.self_attention_cache
+        normed = self.attention_norm(hidden_states)
+        attended, _ = self.attention(normed, attention_mask, past_key_values=own, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        normed = self.cross_attention_norm(hidden_states)
+        attended, _ = self.cross_attention(
+            normed, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
+        )
         hidden_states = hidden_states + self.dropout(attended)
         normed = self.mlp_norm(hidden_states)
         return hidden_states + self.dropout(self.mlp(normed))

@@ -414,7 +414,7 @@ class ResNetForImageClassification(ResNetPreTrainedModel):
             `loss`: mean of -log p(class), in nats, where labels were given; `logits` (batch,
             num_labels); `hidden_states` where asked for.
         """
-        outputs = self.resnet(pixel_values, **kwargs)
+        outputs = self.resnet(pixel_values, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         return ImageClassifierOutputWithNoAttention(
             loss=classification_loss(logits, labels),

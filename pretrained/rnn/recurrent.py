@@ -299,7 +299,8 @@ class RecurrentState:
     It is the cache of `generate`: one of a size that does not grow with the text.
 
     Args:
-        layers: for each layer, the tensors of its state, (batch, hidden_size) each.
+        layers: for each layer, the tensors of its state, (batch, hidden_size) each; then what else
+            a model counts for each text, (batch, 1) each.
         seen_tokens: how many tokens were read.
     """
 

@@ -14,18 +14,24 @@ attention-based neural machine translation"):
       -> context  c = sum of a e                               (batch, target, 2 * hidden_size)
       -> tanh(W [c; h]), linear map                            (batch, target, vocab_size)
 
+    With `pre_attention`, the embedding x asks for a context, too, and the GRU layers read x + V c.
+
     score(h, e)      additive   v . tanh(W h + U e)                                   Bahdanau
                      general    h . W e                                               Luong
                      dot        h . K e, K fixed: the mean of both directions         Luong
 
 `attention_type="none"` leaves the context out: all that the decoder knows of the source is where
-its state begins. In Luong's order, the context comes after the recurrent layers, so that the whole
-target is read at once in training. But then the decoder does not know where it looked before, and
-in long texts takes one word for a like one elsewhere. `sinusoidal_positions` tells both sides where
-each token stands, by the waves of the Transformer.
+its state begins. All scores are used in Luong's order: the context comes after the recurrent
+layers, not before them as Bahdanau has it, so that the whole target is read at once in training.
+But then the decoder does not know where it looked before, and in long texts takes one word for a
+like one elsewhere. `sinusoidal_positions` tells both sides where each token stands, by the waves of
+the Transformer; where a token is a character, they may count words, and characters within a word
+(`separator_token_ids`).
 
 Source and target share one vocabulary.
 """
+
+import math
 
 import torch
 from torch import nn
@@ -46,12 +52,12 @@ from .recurrent import (
 )
 from .seq2seq_common import (
     check_inputs,
-    check_sources,
     check_special_tokens,
     label_loss,
     shift_right,
 )
-from .transformer import count_positions, sinusoidal_positions
+from .transformer import check_texts
+from .word_positions import AT_START_TOKEN, place
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -69,7 +75,14 @@ class Seq2SeqConfig(PreTrainedConfig):
         hidden_size: width of embedding and of the state of each direction.
         num_hidden_layers: recurrent layers of the encoder, and of the decoder.
         attention_type: "additive", "general", "dot" or "none".
-        sinusoidal_positions: add waves to the embeddings, as large as new ones.
+        pre_attention: attend also before the decoder's recurrent layers, which then know of the
+            source what each token before, and its place, have asked for.
+        sinusoidal_positions: add waves to the embeddings.
+        wave_size: how high the waves are, in standard deviations of new embeddings.
+        wave_base: the slowest wave is nearly so many times as long as the fastest, which comes
+            again after 2 pi places.
+        separator_token_ids: tokens that words stand between. With them, half of the waves count
+            words, the others the tokens since the word began.
         hidden_dropout: on what each layer and the output layer read.
         initializer_range: standard deviation of new embeddings.
         tie_word_embeddings: the output layer is the embedding, transposed.
@@ -85,7 +98,11 @@ class Seq2SeqConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 1
     attention_type: str = "additive"
+    pre_attention: bool = False
     sinusoidal_positions: bool = False
+    wave_size: float = 1.0
+    wave_base: float = 1e4
+    separator_token_ids: list[int] | None = None
     hidden_dropout: float = 0.0
     initializer_range: float = 0.1
     tie_word_embeddings: bool = True
@@ -99,6 +116,24 @@ class Seq2SeqConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         check_recurrent_config(self, "attention_type", ATTENTIONS)
         check_special_tokens(self)
+        if self.pre_attention and self.attention_type == "none":
+            raise ValueError(
+                "pre_attention needs an attention_type: set another than none, or leave it out"
+            )
+        if not 0 < self.wave_size < math.inf:
+            raise ValueError(f"wave_size is {self.wave_size}; it must be above 0, and finite")
+        if not 1 < self.wave_base < math.inf:
+            raise ValueError(f"wave_base is {self.wave_base}; it must be above 1, and finite")
+        if (self.wave_size, self.wave_base) != (1, 1e4) and not self.sinusoidal_positions:
+            raise ValueError("wave_size and wave_base are of waves: set sinusoidal_positions")
+        separators = self.separator_token_ids or []
+        if separators and not self.sinusoidal_positions:
+            raise ValueError("separator_token_ids say what waves count: set sinusoidal_positions")
+        if not all(0 <= token < self.vocab_size for token in separators):
+            raise ValueError(
+                f"separator_token_ids are {separators}; they must be from 0 to "
+                f"{self.vocab_size - 1}, tokens of the vocabulary"
+            )
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
@@ -155,6 +190,25 @@ class DotAttention(nn.Module):
         return hidden @ encoded.unflatten(-1, (2, -1)).mean(2).mT
 
 
+def attend(attention: nn.Module, hidden, encoded, mask=None):
+    """The context of each position of the target, and where it looked.
+
+    Args:
+        attention: the score.
+        hidden: (batch, target, hidden_size), what asks.
+        encoded: (batch, source, 2 * hidden_size), what is looked at.
+        mask: (batch, source), 1 for text, 0 for padding; or None.
+
+    Returns:
+        (batch, target, 2 * hidden_size), (batch, target, source).
+    """
+    scores = attention(hidden, encoded).float()
+    if mask is not None:
+        scores = scores.masked_fill(mask[:, None] == 0, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1).to(encoded.dtype)
+    return weights @ encoded, weights
+
+
 ATTENTIONS = {
     "additive": AdditiveAttention,
     "general": GeneralAttention,
@@ -164,15 +218,6 @@ ATTENTIONS = {
 
 
 # ---------------------------------------------------------------------------- encoder and decoder
-
-
-def place(config: Seq2SeqConfig, embeddings, attention_mask=None, past: int = 0) -> torch.Tensor:
-    """Adds to (batch, time, hidden_size) where each token stands, if the config says so."""
-    if not config.sinusoidal_positions:
-        return embeddings
-    positions = count_positions(embeddings, attention_mask, past)
-    waves = sinusoidal_positions(positions, config.hidden_size)
-    return embeddings + config.initializer_range * waves.to(embeddings.dtype)
 
 
 class BidirectionalLayer(nn.Module):
@@ -214,10 +259,11 @@ class Encoder(nn.Module):
             `last_hidden_state` (batch, source, 2 * hidden_size); `pooler_output` (batch, layers *
             hidden_size), where the decoder's layers begin.
         """
-        check_sources(input_ids, attention_mask)
+        check_texts(input_ids, attention_mask)
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
-        hidden_states = place(self.config, self.embed_tokens(input_ids), attention_mask)
+        embeddings = self.embed_tokens(input_ids)
+        hidden_states, _ = place(self.config, embeddings, input_ids, attention_mask)
         starts = []
         for layer, bridge in zip(self.layers, self.bridges, strict=True):
             hidden_states, ends = layer(self.dropout(hidden_states), attention_mask)
@@ -238,35 +284,48 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             RecurrentLayer("gru", size, size) for _ in range(config.num_hidden_layers)
         )
+        if config.pre_attention:
+            self.pre_attention = attention(size)
+            self.context_proj = linear(2 * size, size)
         self.attention = attention and attention(size)
         self.output_proj = linear(3 * size if attention else size, size)
 
-    def forward(self, decoder_input_ids, encoded, encoder_mask, starts, past: int = 0):
+    def forward(self, decoder_input_ids, mask, encoded, encoder_mask, starts, past: int = 0):
         """Reads the target's tokens before, and says what it makes of them.
 
         Args:
             decoder_input_ids: (batch, target).
+            mask: (batch, past + target), 1 for text, 0 for padding; or None.
             encoded: (batch, source, 2 * hidden_size).
             encoder_mask: (batch, source), 1 for text, 0 for padding; or None.
-            starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64.
+            starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64; then
+                `state` of `count_words`, if words are counted and tokens were read before.
             past: how many tokens of the target were read before.
 
         Returns:
-            (batch, target, hidden_size); the states after; the attention (batch, target, source),
+            (batch, target, hidden_size); `starts` after; the attention (batch, target, source),
             None without.
         """
-        hidden_states = place(self.config, self.embed_tokens(decoder_input_ids), past=past)
+        depth, embeddings = len(self.layers), self.embed_tokens(decoder_input_ids)
+        word_state = starts[depth] if len(starts) > depth else AT_START_TOKEN
+        hidden_states, word_state = place(
+            self.config, embeddings, decoder_input_ids, mask, past, word_state
+        )
+        if mask is not None:
+            mask = mask[:, -decoder_input_ids.shape[1] :]
+        if self.config.pre_attention:
+            context, _ = attend(self.pre_attention, hidden_states, encoded, encoder_mask)
+            hidden_states = hidden_states + self.context_proj(context)
         ends = []
-        for layer, start in zip(self.layers, starts, strict=True):
-            hidden_states, end = layer(self.dropout(hidden_states), start)
+        for layer, start in zip(self.layers, starts[:depth], strict=True):
+            hidden_states, end = layer(self.dropout(hidden_states), start, mask=mask)
             ends.append(end)
+        if self.config.separator_token_ids:
+            ends.append(word_state)
         if self.attention is None:
             return self.output_proj(self.dropout(hidden_states)).tanh(), ends, None
-        scores = self.attention(hidden_states, encoded).float()
-        if encoder_mask is not None:
-            scores = scores.masked_fill(encoder_mask[:, None] == 0, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1).to(encoded.dtype)  # (batch, target, source)
-        seen = torch.cat((weights @ encoded, hidden_states), -1)
+        context, weights = attend(self.attention, hidden_states, encoded, encoder_mask)
+        seen = torch.cat((context, hidden_states), -1)
         return self.output_proj(self.dropout(seen)).tanh(), ends, weights
 
 
@@ -314,7 +373,8 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
-        encoder_outputs: BaseModelOutputWithPooling | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutputWithPooling | tuple | None = None,
         past_key_values: RecurrentState | None = None,
         use_cache: bool | None = None,
         **kwargs,
@@ -325,40 +385,59 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
             input_ids: (batch, source); or `encoder_outputs`, what the encoder made of them.
             attention_mask: (batch, source), 1 for text, 0 for padding on either side.
             decoder_input_ids: (batch, target), the tokens before each that is to be written.
+            decoder_attention_mask: (batch, past + target). Padding on the right needs none: nothing
+                reads what comes after it.
             past_key_values: the decoder's state after the tokens that it read before.
             use_cache: give the state after these tokens back; the config's `use_cache`, where not
                 given, and never in training.
 
         Returns:
             `last_hidden_state` (batch, target, hidden_size); `past_key_values`;
-            `cross_attentions`, one of (batch, 1, target, source): how much each token that is
-            written looks at each that was read; `encoder_last_hidden_state`.
+            `encoder_last_hidden_state`; with `output_attentions=True`, `cross_attentions`, one of
+            (batch, 1, target, source): how much each token that is written looks at each that was
+            read, behind the recurrent layers.
 
         Raises:
-            ValueError: neither or both sources, or no target.
+            ValueError: neither or both sources, an empty one, or no target; `encoder_outputs` of
+                another kind of encoder.
         """
         check_inputs(input_ids, encoder_outputs, decoder_input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
+        elif isinstance(encoder_outputs, tuple):
+            encoder_outputs = BaseModelOutputWithPooling(*encoder_outputs)
+        if decoder_attention_mask is not None and decoder_attention_mask.all():
+            decoder_attention_mask = None
         past = past_key_values.get_seq_length() if past_key_values else 0
         starts = past_key_values.layers if past_key_values else self.first_states(encoder_outputs)
         hidden_states, ends, weights = self.decoder(
-            decoder_input_ids, encoder_outputs.last_hidden_state, attention_mask, starts, past
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs.last_hidden_state,
+            attention_mask,
+            starts,
+            past,
         )
+        shown = kwargs.get("output_attentions", self.config.output_attentions)
         state = RecurrentState(ends, past + decoder_input_ids.shape[1])
         return Seq2SeqModelOutput(
             last_hidden_state=hidden_states,
             # No state where none is wanted: without a cache, `generate` gives all tokens again.
             past_key_values=state if use_cache else None,
-            cross_attentions=None if weights is None else (weights[:, None],),
+            cross_attentions=(weights[:, None],) if shown and weights is not None else None,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
         )
 
     def first_states(self, encoder_outputs) -> list[tuple[torch.Tensor]]:
         """Where the decoder's layers begin: (batch, hidden_size) each, in fp32 or fp64."""
-        starts = encoder_outputs.pooler_output
+        starts = getattr(encoder_outputs, "pooler_output", None)
+        if starts is None:
+            raise ValueError(
+                "encoder_outputs must have a pooler_output, where the decoder begins: give all "
+                "that model.get_encoder() gives"
+            )
         dtype = torch.promote_types(starts.dtype, torch.float32)
         return [(start,) for start in starts.to(dtype).chunk(self.config.num_hidden_layers, -1)]
 
@@ -385,7 +464,8 @@ class Seq2SeqForConditionalGeneration(Seq2SeqPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
-        encoder_outputs: BaseModelOutputWithPooling | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutputWithPooling | tuple | None = None,
         past_key_values: RecurrentState | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -409,9 +489,11 @@ class Seq2SeqForConditionalGeneration(Seq2SeqPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(self.dropout(outputs.last_hidden_state))

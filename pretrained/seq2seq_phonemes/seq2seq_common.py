@@ -10,7 +10,7 @@ its tokens are learned at once:
 import torch
 from torch import nn
 
-IGNORED_LABEL = -100  # what Hugging Face losses leave out
+from .transformer import IGNORED_LABEL, check_labels
 
 
 def check_special_tokens(config) -> None:
@@ -31,28 +31,13 @@ def check_inputs(input_ids, encoder_outputs, decoder_input_ids) -> None:
         raise ValueError("give decoder_input_ids: at least decoder_start_token_id")
 
 
-def check_sources(input_ids, attention_mask) -> None:
-    """Raises ValueError where there is nothing to attend to: a source has no tokens."""
-    there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if not torch.compiler.is_compiling() and not there.any(-1).all():
-        raise ValueError(
-            "a source is empty (its attention_mask is 0 everywhere): leave it out, or give it at "
-            "least the token that ends a text"
-        )
-
-
 def shift_right(labels: torch.LongTensor, config) -> torch.LongTensor:
     """The tokens before each label: (batch, target) -> (batch, target).
 
     Raises:
         ValueError: a label is not a token.
     """
-    size = config.vocab_size
-    if not torch.compiler.is_compiling() and labels.numel() and labels.max() >= size:
-        raise ValueError(
-            f"labels must be below {size}, the size of the vocabulary, or {IGNORED_LABEL}; there "
-            f"is {labels.max().item()}"
-        )
+    check_labels(labels, config.vocab_size)
     shifted = labels.new_full(labels.shape, config.decoder_start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
@@ -62,7 +47,11 @@ def label_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
     """Mean of -log p(label), in nats: (batch, target, vocab_size), (batch, target) -> ().
 
     Labels of -100 are left out.
+
+    Raises:
+        ValueError: a label is not a token.
     """
+    check_labels(labels, logits.shape[-1])
     return nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL
     )

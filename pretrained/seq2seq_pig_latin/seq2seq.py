@@ -21,11 +21,12 @@ attention-based neural machine translation"):
                      dot        h . K e, K fixed: the mean of both directions         Luong
 
 `attention_type="none"` leaves the context out: all that the decoder knows of the source is where
-its state begins. In Luong's order, the context comes after the recurrent layers, so that the whole
-target is read at once in training. But then the decoder does not know where it looked before, and
-in long texts takes one word for a like one elsewhere. `sinusoidal_positions` tells both sides where
-each token stands, by the waves of the Transformer; where a token is a character, they may count
-words, and characters within a word (`separator_token_ids`).
+its state begins. All scores are used in Luong's order: the context comes after the recurrent
+layers, not before them as Bahdanau has it, so that the whole target is read at once in training.
+But then the decoder does not know where it looked before, and in long texts takes one word for a
+like one elsewhere. `sinusoidal_positions` tells both sides where each token stands, by the waves of
+the Transformer; where a token is a character, they may count words, and characters within a word
+(`separator_token_ids`).
 
 Source and target share one vocabulary.
 """
@@ -51,12 +52,12 @@ from .recurrent import (
 )
 from .seq2seq_common import (
     check_inputs,
-    check_sources,
     check_special_tokens,
     label_loss,
     shift_right,
 )
-from .transformer import count_positions, sinusoidal_positions
+from .transformer import check_texts
+from .word_positions import AT_START_TOKEN, place
 
 # What a saved model offers to a process that has never heard of this package.
 AUTO_MAP = {
@@ -218,68 +219,6 @@ ATTENTIONS = {
 
 # ---------------------------------------------------------------------------- encoder and decoder
 
-# How many separators were read, and where the last one stood: none, as if one had come before. The
-# decoder's start token stands where the separator before its first word would.
-BEFORE_ANY_WORD, AT_START_TOKEN = (0, -1), (0, 0)
-
-
-def count_words(input_ids, positions, separators, attention_mask=None, state=BEFORE_ANY_WORD):
-    """Which word each token belongs to, and where in it: a separator begins the next word.
-
-    Args:
-        input_ids: (batch, time).
-        positions: where each token stands in the text, (batch or 1, time).
-        separators: tokens that words stand between, a list.
-        attention_mask: (batch, time), 0 for padding, which separates nothing.
-        state: of what was read before, as `BEFORE_ANY_WORD`, (batch, 1) each.
-
-    Returns:
-        0, 0, 0, 1, 1, ... and 1, 2, 3, 0, 1, ..., (batch, time) each; the state after.
-    """
-    before, last = state
-    separates = torch.isin(input_ids, torch.tensor(separators, device=input_ids.device))
-    if attention_mask is not None:
-        separates &= attention_mask.bool()
-    words = before + separates.cumsum(-1)
-    starts = torch.where(separates, positions, last).cummax(-1).values
-    return words, positions - starts, (words[:, -1:], starts[:, -1:])
-
-
-def place(
-    config: Seq2SeqConfig,
-    embeddings,
-    input_ids,
-    attention_mask=None,
-    past=0,
-    word_state=BEFORE_ANY_WORD,
-):
-    """Adds where each token stands to its embedding, if the config says so.
-
-    Args:
-        embeddings: (batch, time, hidden_size).
-        input_ids: (batch, time), whose embeddings they are.
-        attention_mask: (batch, time), 0 for padding.
-        past: how many tokens were read before.
-        word_state: `state` of `count_words`.
-
-    Returns:
-        (batch, time, hidden_size); the word state after, the same where words are not counted.
-    """
-    if not config.sinusoidal_positions:
-        return embeddings, word_state
-    positions, size = count_positions(embeddings, attention_mask, past), config.hidden_size
-    if config.separator_token_ids:
-        words, within, word_state = count_words(
-            input_ids, positions, config.separator_token_ids, attention_mask, word_state
-        )
-        half = size // 2
-        halves = ((words, half), (within, size - half))
-        waves = torch.cat([sinusoidal_positions(*one, base=config.wave_base) for one in halves], -1)
-    else:
-        waves = sinusoidal_positions(positions, size, config.wave_base)
-    waves = config.wave_size * config.initializer_range * waves
-    return embeddings + waves.to(embeddings.dtype), word_state
-
 
 class BidirectionalLayer(nn.Module):
     """Two GRUs side by side, one of which reads from the end to the beginning."""
@@ -320,7 +259,7 @@ class Encoder(nn.Module):
             `last_hidden_state` (batch, source, 2 * hidden_size); `pooler_output` (batch, layers *
             hidden_size), where the decoder's layers begin.
         """
-        check_sources(input_ids, attention_mask)
+        check_texts(input_ids, attention_mask)
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
         embeddings = self.embed_tokens(input_ids)
@@ -351,11 +290,12 @@ class Decoder(nn.Module):
         self.attention = attention and attention(size)
         self.output_proj = linear(3 * size if attention else size, size)
 
-    def forward(self, decoder_input_ids, encoded, encoder_mask, starts, past: int = 0):
+    def forward(self, decoder_input_ids, mask, encoded, encoder_mask, starts, past: int = 0):
         """Reads the target's tokens before, and says what it makes of them.
 
         Args:
             decoder_input_ids: (batch, target).
+            mask: (batch, past + target), 1 for text, 0 for padding; or None.
             encoded: (batch, source, 2 * hidden_size).
             encoder_mask: (batch, source), 1 for text, 0 for padding; or None.
             starts: the state of each layer before, (batch, hidden_size) each, in fp32 or fp64; then
@@ -369,14 +309,16 @@ class Decoder(nn.Module):
         depth, embeddings = len(self.layers), self.embed_tokens(decoder_input_ids)
         word_state = starts[depth] if len(starts) > depth else AT_START_TOKEN
         hidden_states, word_state = place(
-            self.config, embeddings, decoder_input_ids, past=past, word_state=word_state
+            self.config, embeddings, decoder_input_ids, mask, past, word_state
         )
+        if mask is not None:
+            mask = mask[:, -decoder_input_ids.shape[1] :]
         if self.config.pre_attention:
             context, _ = attend(self.pre_attention, hidden_states, encoded, encoder_mask)
             hidden_states = hidden_states + self.context_proj(context)
         ends = []
         for layer, start in zip(self.layers, starts[:depth], strict=True):
-            hidden_states, end = layer(self.dropout(hidden_states), start)
+            hidden_states, end = layer(self.dropout(hidden_states), start, mask=mask)
             ends.append(end)
         if self.config.separator_token_ids:
             ends.append(word_state)
@@ -431,7 +373,8 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
-        encoder_outputs: BaseModelOutputWithPooling | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutputWithPooling | tuple | None = None,
         past_key_values: RecurrentState | None = None,
         use_cache: bool | None = None,
         **kwargs,
@@ -442,41 +385,59 @@ class Seq2SeqModel(Seq2SeqPreTrainedModel):
             input_ids: (batch, source); or `encoder_outputs`, what the encoder made of them.
             attention_mask: (batch, source), 1 for text, 0 for padding on either side.
             decoder_input_ids: (batch, target), the tokens before each that is to be written.
+            decoder_attention_mask: (batch, past + target). Padding on the right needs none: nothing
+                reads what comes after it.
             past_key_values: the decoder's state after the tokens that it read before.
             use_cache: give the state after these tokens back; the config's `use_cache`, where not
                 given, and never in training.
 
         Returns:
             `last_hidden_state` (batch, target, hidden_size); `past_key_values`;
-            `cross_attentions`, one of (batch, 1, target, source): how much each token that is
-            written looks at each that was read, behind the recurrent layers;
-            `encoder_last_hidden_state`.
+            `encoder_last_hidden_state`; with `output_attentions=True`, `cross_attentions`, one of
+            (batch, 1, target, source): how much each token that is written looks at each that was
+            read, behind the recurrent layers.
 
         Raises:
-            ValueError: neither or both sources, or no target.
+            ValueError: neither or both sources, an empty one, or no target; `encoder_outputs` of
+                another kind of encoder.
         """
         check_inputs(input_ids, encoder_outputs, decoder_input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
+        elif isinstance(encoder_outputs, tuple):
+            encoder_outputs = BaseModelOutputWithPooling(*encoder_outputs)
+        if decoder_attention_mask is not None and decoder_attention_mask.all():
+            decoder_attention_mask = None
         past = past_key_values.get_seq_length() if past_key_values else 0
         starts = past_key_values.layers if past_key_values else self.first_states(encoder_outputs)
         hidden_states, ends, weights = self.decoder(
-            decoder_input_ids, encoder_outputs.last_hidden_state, attention_mask, starts, past
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs.last_hidden_state,
+            attention_mask,
+            starts,
+            past,
         )
+        shown = kwargs.get("output_attentions", self.config.output_attentions)
         state = RecurrentState(ends, past + decoder_input_ids.shape[1])
         return Seq2SeqModelOutput(
             last_hidden_state=hidden_states,
             # No state where none is wanted: without a cache, `generate` gives all tokens again.
             past_key_values=state if use_cache else None,
-            cross_attentions=None if weights is None else (weights[:, None],),
+            cross_attentions=(weights[:, None],) if shown and weights is not None else None,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
         )
 
     def first_states(self, encoder_outputs) -> list[tuple[torch.Tensor]]:
         """Where the decoder's layers begin: (batch, hidden_size) each, in fp32 or fp64."""
-        starts = encoder_outputs.pooler_output
+        starts = getattr(encoder_outputs, "pooler_output", None)
+        if starts is None:
+            raise ValueError(
+                "encoder_outputs must have a pooler_output, where the decoder begins: give all "
+                "that model.get_encoder() gives"
+            )
         dtype = torch.promote_types(starts.dtype, torch.float32)
         return [(start,) for start in starts.to(dtype).chunk(self.config.num_hidden_layers, -1)]
 
@@ -503,7 +464,8 @@ class Seq2SeqForConditionalGeneration(Seq2SeqPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
-        encoder_outputs: BaseModelOutputWithPooling | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutputWithPooling | tuple | None = None,
         past_key_values: RecurrentState | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -527,9 +489,11 @@ class Seq2SeqForConditionalGeneration(Seq2SeqPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(self.dropout(outputs.last_hidden_state))

@@ -39,7 +39,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .seq2seq_common import (
     check_inputs,
-    check_sources,
     check_special_tokens,
     label_loss,
     shift_right,
@@ -51,6 +50,7 @@ from .transformer import (
     CrossBlock,
     add_sinusoidal_positions,
     check_keeps_weights,
+    check_texts,
     check_transformer_config,
     count_positions,
     init_transformer_weights,
@@ -175,7 +175,7 @@ class Encoder(Stack):
         Raises:
             ValueError: a source has no tokens, so that there is nothing to attend to.
         """
-        check_sources(input_ids, attention_mask)
+        check_texts(input_ids, attention_mask)
         hidden_states = self.embed(input_ids, attention_mask)
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
@@ -268,7 +268,7 @@ class Seq2SeqTransformerModel(Seq2SeqTransformerPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         **kwargs,
@@ -304,13 +304,16 @@ class Seq2SeqTransformerModel(Seq2SeqTransformerPreTrainedModel):
             caches = (DynamicCache(config=self.config) for _ in range(2))
             past_key_values = EncoderDecoderCache(*caches)
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, **kwargs)
+            encoder_outputs = self.encoder(input_ids, attention_mask, return_dict=True, **kwargs)
+        elif isinstance(encoder_outputs, tuple):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
         outputs = self.decoder(
             decoder_input_ids,
             encoder_outputs.last_hidden_state,
             attention_mask=decoder_attention_mask,
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
+            return_dict=True,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -345,7 +348,7 @@ class Seq2SeqTransformerForConditionalGeneration(
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -372,6 +375,7 @@ class Seq2SeqTransformerForConditionalGeneration(
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state)

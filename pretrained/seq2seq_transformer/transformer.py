@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 POSITION_EMBEDDING_TYPES = ("learned", "sinusoidal", "rotary", "alibi")
+IGNORED_LABEL = -100  # what Hugging Face losses leave out
 
 
 def check_transformer_config(config):
@@ -74,11 +75,27 @@ def check_labels(labels: torch.LongTensor, vocab_size: int) -> None:
     """Raises ValueError where a label is not of the vocabulary; -100 is left out of a loss."""
     if torch.compiler.is_compiling():
         return
-    wrong = labels[(labels >= vocab_size) | (labels < 0) & (labels != -100)]
+    wrong = labels[(labels >= vocab_size) | (labels < 0) & (labels != IGNORED_LABEL)]
     if wrong.numel():
         raise ValueError(
             f"labels must be below {vocab_size}, the size of the vocabulary, and not negative, but "
             f"for -100; there is {wrong[0].item()}"
+        )
+
+
+def check_texts(inputs, attention_mask) -> None:
+    """Raises ValueError where a text has no tokens, so that there is nothing to attend to.
+
+    Args:
+        inputs: (batch, time, ...), tokens or their embeddings.
+        attention_mask: (batch, time), 1 for text, 0 for padding; or None.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not inputs.shape[1] or (attention_mask is not None and not attention_mask.any(-1).all()):
+        raise ValueError(
+            "a text is empty (it has no tokens, or an attention_mask of 0 everywhere): leave it "
+            "out, or give it at least the token that begins or ends a text"
         )
 
 
@@ -116,18 +133,18 @@ def add_sinusoidal_positions(inputs_embeds, position_ids) -> torch.Tensor:
     return inputs_embeds * dim**0.5 + waves
 
 
-def sinusoidal_positions(positions: torch.Tensor, dim: int) -> torch.Tensor:
+def sinusoidal_positions(positions: torch.Tensor, dim: int, base: float = 1e4) -> torch.Tensor:
     """The waves of Vaswani et al. 2017, section 3.5: (*positions.shape, dim).
 
-    Column 2i holds sin(t / 10000^(2i/dim)), column 2i+1 the cosine of the same angle.
+    Column 2i holds sin(t / base^(2i/dim)), column 2i+1 the cosine of the same angle.
     """
-    angles = rotary_angles(positions, dim)  # (..., ceil(dim / 2))
+    angles = rotary_angles(positions, dim, base)  # (..., ceil(dim / 2))
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :dim]
 
 
-def rotary_angles(positions: torch.Tensor, dim: int) -> torch.Tensor:
-    """t / 10000^(2i/dim) for each position t and i < dim/2: (*positions.shape, dim/2), in fp32."""
-    frequencies = 10000.0 ** -(torch.arange(0, dim, 2, device=positions.device) / dim)
+def rotary_angles(positions: torch.Tensor, dim: int, base: float = 1e4) -> torch.Tensor:
+    """t / base^(2i/dim) for each position t and i < dim/2: (*positions.shape, dim/2), in fp32."""
+    frequencies = base ** -(torch.arange(0, dim, 2, device=positions.device) / dim)
     return positions[..., None].float() * frequencies
 
 
