@@ -88,6 +88,7 @@ def publish(folders: list[Path]) -> None:
         export = Path(staging) / result["config"]
         left_out = shutil.ignore_patterns("checkpoint-*", "settings.json", ".*")
         shutil.copytree(folders[0], export, ignore=left_out)
+        refresh_code(export)
         round_weights(export)
         again, note = rescore(result, export), "Its weights are rounded to bf16 and load as fp32"
         if not same(result["config"], score, again[score], runs[0]["metrics"][score]):
@@ -247,16 +248,15 @@ def code_of(folder: Path) -> list[Path]:
     return [own, *map(Path, get_relative_import_files(own))]
 
 
-def refresh_code() -> None:
+def refresh_code(folder: Path) -> None:
     """Published weights get today's code, which a test holds them to; `--verify` tells if they fit.
 
     Else what loads with `trust_remote_code` would have the mistakes of the day it was trained.
     """
-    for folder in (p for p in PRETRAINED.iterdir() if p.is_dir()):
-        for old in folder.glob("*.py"):
-            old.unlink()
-        for file in code_of(folder):
-            shutil.copy(file, folder)
+    for old in folder.glob("*.py"):
+        old.unlink()
+    for file in code_of(folder):
+        shutil.copy(file, folder)
 
 
 def read_results() -> list[dict]:
@@ -350,7 +350,8 @@ def main() -> None:
         if args.publish:
             publish(args.publish)
         if args.code:
-            refresh_code()
+            for folder in (p for p in PRETRAINED.iterdir() if p.is_dir()):
+                refresh_code(folder)
         write_table()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

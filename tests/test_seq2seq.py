@@ -380,7 +380,7 @@ def test_a_target_may_be_padded_on_the_left(waves):
 
 
 def test_trainer_evaluates_batches_of_several_lengths(tmp_path):
-    """It gathers all that a model gives back, as long as that is padded along the first length."""
+    """It gathers all that a model gives back, and pads it along its second dimension alone."""
     rows = [{"input_ids": [5] * n, "labels": [7] * (9 - n)} for n in range(2, 8)]
     args = Seq2SeqTrainingArguments(
         tmp_path, per_device_eval_batch_size=2, use_cpu=True, report_to="none"

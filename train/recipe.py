@@ -182,7 +182,7 @@ def load_trained(auto_class, folder: Path, model_args):
 
     The kernel is no part of a saved model, and another one gives slightly other scores in bf16.
     """
-    kernel = model_args.attn_implementation if hasattr(model_args, "attn_implementation") else None
+    kernel = getattr(model_args, "attn_implementation", None)  # a recurrent network has none
     return auto_class.from_pretrained(folder, dtype=torch.float32, attn_implementation=kernel)
 
 
