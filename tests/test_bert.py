@@ -576,6 +576,7 @@ max_position_embeddings: 32
 tokenizer_vocab_size: 160
 whole_words: true
 blank_share: 0.2
+vector_passes: 2
 hidden_dropout: 0.1
 max_steps: 60
 per_device_train_batch_size: 16
@@ -657,6 +658,40 @@ def test_share_and_words_of_blanks_are_those_of_training(flags, tmp_path, monkey
     monkeypatch.setattr(bert, "MaskedBlocks", Noted)
     bert.main(flags(tmp_path / "run", "--max_steps", "1", "--seed", "7"))
     assert made == [(7, 0.2, True), (0, 0.15, False)]
+
+
+def test_word_pieces_begin_as_vectors_that_skip_gram_learns():
+    """Of two words that stand in the same places, and of one that stands elsewhere."""
+    draw = np.random.default_rng(0)
+    others = [first + rest for first in "bcdfghjklmnpqrstvwxz" for rest in ("ana", "elo", "iru")]
+    text = []
+    for _ in range(4000):
+        text += ["old", str(draw.choice(["cat", "dog"])), "sat", *draw.choice(others, 9)]
+        text += ["new", "ship", "sank", *draw.choice(others, 9)]
+    tokenizer = train_wordpiece([" ".join(text)], 200, 32)
+    blocks = bert.masked_blocks(tokenizer, [" ".join(text)], 32, 0, False, 0.15)
+    torch.manual_seed(0)
+    model = BERTForMaskedLM(
+        BERTConfig(**SMALLEST | {"vocab_size": len(tokenizer), "hidden_size": 32})
+    )
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert bert.begin_as_vectors(model, blocks, passes=3, disable_tqdm=True) > 0
+    table = model.get_input_embeddings().weight.detach()
+    assert torch.equal(table[:5], before[:5])  # [MASK] and the like are no words
+    assert table[5:].square().mean().sqrt().item() == pytest.approx(bert.VECTOR_SIZE)
+    cat, dog, ship = table[tokenizer.convert_tokens_to_ids(["cat", "dog", "ship"])]
+    near, far = (torch.cosine_similarity(cat, other, dim=0) for other in (dog, ship))
+    assert near > 0.7 and near > far + 0.3
+    assert model.head.decoder.weight is model.get_input_embeddings().weight
+
+
+def test_skip_gram_of_too_few_word_pieces_is_refused():
+    text = "the cat sat by the fire . the dog ate the bread . " * 2000
+    tokenizer = train_wordpiece([text], 100, 32)
+    blocks = bert.masked_blocks(tokenizer, [text], 32, 0, False, 0.15)
+    model = BERTForMaskedLM(BERTConfig(**SMALLEST | {"vocab_size": len(tokenizer)}))
+    with pytest.raises(ValueError, match="give --vector_passes 0"):
+        bert.begin_as_vectors(model, blocks, passes=30, disable_tqdm=True)
 
 
 def test_a_card_has_guesses_of_texts_that_the_model_can_read_whole(finished):
@@ -831,6 +866,7 @@ def test_pseudo_perplexity_is_that_of_one_blank_at_a_time(finished):
     [
         (["--task", "mnli"], "--task mnli is unknown: give blanks, sst2, cola"),
         (["--split", "train"], "--split train is unknown"),
+        (["--vector_passes=-1"], "--vector_passes is -1; it must be 0 or more"),
         (["--blank_share", "1"], "blank_share is 1.0; give 0.01 or more"),
         (["--task", "sst2"], "--blank_share is for --task blanks"),
         (["--random_weights"], "--random_weights is for --task sst2"),

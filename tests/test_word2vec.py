@@ -547,7 +547,8 @@ def test_words_read_are_those_of_all_steps(text, tmp_path, monkeypatch):
         word2vec.ModelArguments,
         description="",
     )
-    steps = word2vec.WordSteps(make(vocab_size=16), ids, vocabulary, word_args, args)
+    model, counts, batch = make(vocab_size=16), vocabulary.counts, args.per_device_train_batch_size
+    steps = word2vec.WordSteps(model, ids, counts, word_args, batch, 0.1, args.max_steps)
     assert len(ids) == 12_000 and steps.steps_per_epoch == 3
     assert steps.words_read() == 17_000  # 5,000 + 5,000 + 2,000 + 5,000
     row, left, right = steps.row_of(3)

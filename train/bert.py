@@ -15,6 +15,7 @@ stop pretraining").
 """
 
 import math
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,10 +48,13 @@ from groundup.models.bert import BERTConfig, BERTForMaskedLM, BERTForSequenceCla
 from groundup.train import adapters, recipe, report
 from groundup.train.metrics import Accuracy, MatthewsCorrelation, label_losses
 from groundup.train.publishing import publish
+from groundup.train.word2vec import skip_gram_vectors
 
 BLANKS = "blanks"
 CORPORA = {"english": load_english, "film_reviews": load_film_reviews}
 SCORES = {BLANKS: "masked_accuracy", "sst2": "accuracy", "cola": "matthews_correlation"}
+# Root mean square of the numbers of word pieces' vectors where they begin; where they end, too.
+VECTOR_SIZE = 0.1
 # Of the held-out text, how many blocks the pseudo-perplexity is taken over, and how many copies of
 # one, each with another blank, are read at once.
 SCORED_BLOCKS, COPIES = 32, 63
@@ -105,7 +109,9 @@ READ = {
 }
 ModelArguments = recipe.model_arguments(BERTConfig, leave_out=["vocab_size"])
 
-FOR_BLANKS = {"tokenizer_vocab_size", "whole_words", "blank_share", "corpus", "text"}
+FOR_BLANKS = {
+    *("tokenizer_vocab_size", "vector_passes", "whole_words", "blank_share", "corpus", "text")
+}
 
 
 @dataclass
@@ -130,6 +136,10 @@ class TaskArguments:
         default=CHOSEN,
         metadata={"help": f"Share of the tokens to guess in training; {CHOSEN} where scored."},
     )
+    vector_passes: int = field(
+        default=0,
+        metadata={"help": "Passes of skip-gram over the text, for word pieces to begin with."},
+    )
     split: str = field(
         default="test",
         metadata={"help": "Sentences to score on: test, or validation, of the training ones."},
@@ -142,6 +152,8 @@ class TaskArguments:
         if self.task not in SCORES:
             raise ValueError(f"--task {self.task} is unknown: give {', '.join(SCORES)}")
         check_blank_share(self.blank_share)  # before any data is read
+        if self.vector_passes < 0:
+            raise ValueError(f"--vector_passes is {self.vector_passes}; it must be 0 or more")
         if self.corpus not in CORPORA:
             raise ValueError(f"--corpus {self.corpus} is unknown: give {' or '.join(CORPORA)}")
         if self.split not in ("validation", "test"):
@@ -169,6 +181,8 @@ def check_choices(task_args, tune_args, args) -> None:
             raise ValueError("--text and --corpus are two sources of text: leave one out")
         if tune_args.base_model and "tokenizer_vocab_size" in args.chosen:
             raise ValueError("--base_model has its tokenizer: leave out --tokenizer_vocab_size")
+        if tune_args.base_model and task_args.vector_passes:
+            raise ValueError("--base_model has its vectors: leave out --vector_passes")
     elif unused := FOR_BLANKS & args.chosen:
         raise ValueError(
             f"--{min(unused)} is for --task {BLANKS}; {task_args.task} has its own sentences, and "
@@ -198,6 +212,29 @@ def make_masked_model(tune_args, model_args, vocab_size: int) -> BERTForMaskedLM
     if tune_args.base_model is None:
         return BERTForMaskedLM(BERTConfig(vocab_size=vocab_size, **asdict(model_args)))
     return adapters.load_base_model(tune_args.base_model, model_args, AutoModelForMaskedLM)
+
+
+@torch.no_grad()
+def begin_as_vectors(model, blocks: MaskedBlocks, passes: int, disable_tqdm: bool) -> float:
+    """Word pieces begin as what skip-gram learns of the same text. Returns the seconds it took.
+
+    It says for each of a token's neighbours that they go together, thousands of times a second; a
+    blank in fifteen tells a Transformer of one token, once it can find neighbours at all.
+
+    Raises:
+        ValueError: the text has too few different tokens for it.
+    """
+    began = time.perf_counter()
+    table, first = model.get_input_embeddings().weight, blocks.specials.first_word
+    try:
+        vectors = skip_gram_vectors(blocks.ids, *table.shape, passes, disable_tqdm)[first:]
+    except ValueError as error:
+        raise ValueError(
+            f"skip-gram finds no vectors for {len(table):,} word pieces of this text: give "
+            f"--vector_passes 0, and they begin at random"
+        ) from error
+    table[first:] = vectors * (VECTOR_SIZE / vectors.square().mean().sqrt())
+    return time.perf_counter() - began
 
 
 def masked_blocks(
@@ -350,6 +387,7 @@ def main(argv=None):
         model = make_classifier(tune_args, task_args, model_args)
 
     # 4. Fit
+    head_start = 0.0
     if fills_blanks:
         size = model.config.max_position_embeddings
         train, scored = (
@@ -360,6 +398,10 @@ def main(argv=None):
             )
         )
         parts = {"preprocess_logits_for_metrics": blank_scores, "compute_metrics": blank_metrics}
+        if task_args.vector_passes and not args.evaluate_only and checkpoint is None:
+            passes = task_args.vector_passes
+            head_start = begin_as_vectors(model, train, passes, args.disable_tqdm)
+            print(f"word pieces begin as vectors of {passes} passes, {head_start:.0f} s")
     else:
         encoded = encode_sentences(tokenizer, dataset)
         train, scored = encoded["train"], encoded[task_args.split]
@@ -378,6 +420,7 @@ def main(argv=None):
     )
     if not args.evaluate_only:
         adapters.check_sharding(tune_args, trainer)
+    trainer.stopwatch.seconds = head_start  # training, too; a checkpoint has its own
     trained = model.num_parameters(only_trainable=True)
     before = {}
     if fills_blanks and base and not args.evaluate_only:

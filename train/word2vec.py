@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import tqdm
 from transformers import AutoModel, AutoTokenizer, set_seed
 
 from groundup.data_scripts.words import (
-    Vocabulary,
     check_memory,
     count_words,
     describe_words,
@@ -49,6 +49,7 @@ from groundup.train.word_vectors import (
 
 SCORE = "wordsim353"
 STEP_WORDS = 2**16
+CHECK_STEPS = 10  # how often all vectors are looked at: are they finite
 LOSS_BLOCKS = 64  # of a step, on which the loss for the log is measured
 USAGE = """import torch
 from transformers import AutoModel, AutoTokenizer
@@ -149,24 +150,36 @@ class WordSteps:
     global generator: the model is all that a checkpoint has to hold.
 
     Args:
-        ids: the text, of `encode_words`.
-        args: `max_steps` is worked out from `num_train_epochs` where it is not set.
+        ids: the text, as numbers of words.
+        counts: (vocab_size,), how often each word occurs.
+        batch: centres of an update.
+        learning_rate: of the first update; it falls to 0.
+        max_steps: so many; for whole passes over the text where it is not set.
+        passes: over the text.
     """
 
-    def __init__(self, model, ids: np.ndarray, vocabulary: Vocabulary, word_args, args):
-        self.ids, self.args, self.window = ids, args, word_args.window
+    def __init__(
+        self,
+        model,
+        ids: np.ndarray,
+        counts: np.ndarray,
+        word_args: WordArguments,
+        batch: int,
+        learning_rate: float,
+        max_steps: int = -1,
+        passes: float = 1,
+    ):
+        self.ids, self.window, self.block = ids, word_args.window, word_args.block
+        self.batch, self.learning_rate = batch, learning_rate
         self.steps_per_epoch = math.ceil(len(ids) / STEP_WORDS)
-        if args.max_steps < 1:
-            args.max_steps = math.ceil(args.num_train_epochs * self.steps_per_epoch)
-        self.keep = keep_probabilities(vocabulary.counts, word_args.sample)
-        self.block = word_args.block
-        self.batch = args.per_device_train_batch_size
+        self.max_steps = max_steps if max_steps > 0 else math.ceil(passes * self.steps_per_epoch)
+        self.keep = keep_probabilities(counts, word_args.sample)
         self.sampling = NegativeSampling(
             model.embed_tokens.weight.detach(),
             model.embed_contexts.weight.detach(),
             model.config.architecture,
             model.config.num_negatives,
-            negative_table(vocabulary.counts),
+            negative_table(counts),
             word_args.window,
             word_args.block,
             word_args.sharing,
@@ -176,7 +189,7 @@ class WordSteps:
 
     def words_read(self) -> int:
         """Known words in all steps, each time they are read; before common ones are left out."""
-        epochs, steps = divmod(self.args.max_steps, self.steps_per_epoch)
+        epochs, steps = divmod(self.max_steps, self.steps_per_epoch)
         return epochs * len(self.ids) + min(steps * STEP_WORDS, len(self.ids))
 
     def row_of(self, n: int):
@@ -209,16 +222,16 @@ class WordSteps:
         drawn = self.sampling.draw(len(left)).split(self.batch // self.sampling.sharing)
         for start, negatives in zip(range(0, len(left), self.batch), drawn, strict=True):
             stop = start + self.batch
-            done = (n - 1 + start / len(left)) / self.args.max_steps
+            done = (n - 1 + start / len(left)) / self.max_steps
             self.sampling.update(
                 row[start : stop + 2 * self.window],
                 left[start:stop],
                 right[start:stop],
                 negatives,
-                self.args.learning_rate * (1 - done),
+                self.learning_rate * (1 - done),
             )
         # After the last step there is no loss to tell.
-        if n % int(self.args.logging_steps) == 0 or n == self.args.max_steps:
+        if n % CHECK_STEPS == 0 or n == self.max_steps:
             tables = (self.sampling.vectors, self.sampling.contexts)
             self.check(n, all(table.isfinite().all() for table in tables))
         return {"loss": loss}
@@ -231,6 +244,35 @@ class WordSteps:
                 f"the vectors have grown beyond all bounds by step {n}: set a lower "
                 f"--learning_rate or a lower --per_device_train_batch_size, and --overwrite"
             )
+
+
+def skip_gram_vectors(
+    ids: np.ndarray, vocab_size: int, hidden_size: int, passes: int, disable_tqdm: bool = False
+) -> torch.Tensor:
+    """Vectors of a text's tokens, for the embeddings of another model to begin as.
+
+    They are learned at the rate of `configs/word2vec.yaml`.
+
+    Args:
+        ids: (tokens,), the text.
+        passes: over the text.
+
+    Returns:
+        (vocab_size, hidden_size), fp32; of a token that is not in the text, almost zero.
+
+    Raises:
+        ValueError: the vectors have grown beyond all bounds, as those of few tokens do.
+    """
+    model = Word2VecModel(Word2VecConfig(vocab_size=vocab_size, hidden_size=hidden_size))
+    counts = np.bincount(ids, minlength=vocab_size)
+    # Of few different tokens, each would come too often into one sum of gradients.
+    batch = min(512, 32 * max(1, vocab_size // 900))
+    steps = WordSteps(
+        model, ids, counts, WordArguments(), batch=batch, learning_rate=0.028, passes=passes
+    )
+    for n in tqdm(range(1, steps.max_steps + 1), desc="skip-gram", disable=disable_tqdm):
+        steps.step(n)
+    return model.embed_tokens.weight.detach()
 
 
 def check_choices(word_args: WordArguments, args: recipe.RunArguments) -> None:
@@ -313,7 +355,17 @@ def main(argv=None):
         accelerator = Accelerator(cpu=args.use_cpu)
         model.to(accelerator.device)
         ids = encode_words(corpus, vocabulary, output_dir)
-        steps = WordSteps(model, ids, vocabulary, word_args, args)
+        steps = WordSteps(
+            model,
+            ids,
+            vocabulary.counts,
+            word_args,
+            args.per_device_train_batch_size,
+            args.learning_rate,
+            args.max_steps,
+            args.num_train_epochs,
+        )
+        args.max_steps = steps.max_steps
         history, seconds = train_loop(
             accelerator, args, {"model": model}, steps.step, checkpoint=checkpoint
         )
