@@ -53,8 +53,6 @@ from groundup.train.word2vec import skip_gram_vectors
 BLANKS = "blanks"
 CORPORA = {"english": load_english, "film_reviews": load_film_reviews}
 SCORES = {BLANKS: "masked_accuracy", "sst2": "accuracy", "cola": "matthews_correlation"}
-# Root mean square of the numbers of word pieces' vectors where they begin; where they end, too.
-VECTOR_SIZE = 0.1
 # Of the held-out text, how many blocks the pseudo-perplexity is taken over, and how many copies of
 # one, each with another blank, are read at once.
 SCORED_BLOCKS, COPIES = 32, 63
@@ -233,7 +231,8 @@ def begin_as_vectors(model, blocks: MaskedBlocks, passes: int, disable_tqdm: boo
             f"skip-gram finds no vectors for {len(table):,} word pieces of this text: give "
             f"--vector_passes 0, and they begin at random"
         ) from error
-    table[first:] = vectors * (VECTOR_SIZE / vectors.square().mean().sqrt())
+    size = 3 * model.config.initializer_range  # root mean square, that of the places
+    table[first:] = vectors * (size / vectors.square().mean().sqrt())
     return time.perf_counter() - began
 
 
@@ -549,6 +548,11 @@ def write_report(
     base, start = tune_args.base_model, beginning(task_args, tune_args)
     if fills_blanks:
         about = f"{about} It fills in blanks. {start}".strip()
+        if task_args.vector_passes:
+            about += (
+                f" Its word pieces began as vectors that skip-gram had learned from the same text, "
+                f"in {task_args.vector_passes} passes."
+            )
         if task_args.blank_share != CHOSEN:
             about += (
                 f" In training {100 * task_args.blank_share:g} % of the tokens are blanks, in the "
