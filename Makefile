@@ -7,7 +7,7 @@ VENV ?= .venv
 ROW ?= gpt
 BIN := $(VENV)/bin
 
-.PHONY: help gpt test lint format results verify code bench space spaces clean
+.PHONY: help gpt test lint format results verify code bench has_space space spaces clean
 
 help:
 	@echo "make gpt            train Tiny GPT on Shakespeare and print what it writes"
@@ -56,8 +56,13 @@ code: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/$(ROW).py
 
-space: $(VENV)/.installed
+space: has_space $(VENV)/.installed
 	$(BIN)/python spaces/$(ROW)/app.py
+
+has_space:
+	@test -f spaces/$(ROW)/app.py || { echo "There is no Space of the name $(ROW). There are:" \
+		"$(patsubst spaces/%/app.py,%,$(wildcard spaces/*/app.py)). Each serves other models of its" \
+		"kind, too: MODEL_ID=pretrained/seq2seq_numbers make space ROW=seq2seq" >&2; exit 1; }
 
 # A Space is uploaded by itself, so each has its own copy of what they share.
 spaces:

@@ -280,8 +280,8 @@ class Parser(HfArgumentParser):
         if not path.is_file():
             have = sorted(p.name for p in CONFIGS.glob("*.yaml"))
             near = difflib.get_close_matches(path.name, have, n=1, cutoff=0.75)
-            hint = f"did you mean {near[0]}?" if near else f"these are: {', '.join(have)}"
-            raise ValueError(f"there is no config {path}; in {CONFIGS}: {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(have)}"
+            raise ValueError(f"there is no config {path}; in {CONFIGS}, {hint}")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import tqdm
 from datasets import Dataset, DatasetDict
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
@@ -123,14 +124,16 @@ def encode_pairs(tokenizer, dataset: DatasetDict) -> DatasetDict:
 
 
 @torch.no_grad()
-def translate(model, tokenizer, sources: list[str], arguments: PairArguments) -> list[str]:
+def translate(
+    model, tokenizer, sources: list[str], arguments: PairArguments, disable_tqdm: bool = False
+) -> list[str]:
     """What the model writes for each source, by beam search, in their order."""
     was_training = model.training
     model.eval()
     written: dict[int, str] = {}
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # little padding
     size = max(1, WRITE_ROWS // arguments.num_beams)
-    for start in range(0, len(order), size):
+    for start in tqdm(range(0, len(order), size), desc="to score", disable=disable_tqdm):
         some = order[start : start + size]
         texts = [sources[i] for i in some]
         inputs = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
@@ -222,7 +225,7 @@ def train(argv, system: str, config_class, model_class) -> dict:
 
     # 5. Report
     with trainer.accelerator.autocast():
-        written = translate(model, tokenizer, sources, pair_args)
+        written = translate(model, tokenizer, sources, pair_args, args.disable_tqdm)
     metrics = task.metric().compute(predictions=written, references=answers)
     seconds = trainer.stopwatch.seconds
     run = report.run_metrics(system, config_name, args, metrics, data, seconds)
