@@ -1167,6 +1167,7 @@ UNKNOWN = "The model knows none of these words; write in the language"
         ("fill", "old " * 40 + "[MASK]", r"No \[MASK\] is in what the model reads"),
         ("fill", "a" * 501, r"Text with \[MASK\] has 501 characters"),
         ("judge", " \n", "Write a sentence first"),
+        ("judge", "[MASK] [MASK]", "Write a sentence first"),
         ("judge", "\N{HIRAGANA LETTER A}" * 500, UNKNOWN),
         ("judge", "a" * 501, "Sentence has 501 characters"),
         ("hide", "?! [MASK]", "There is no word here"),

@@ -207,11 +207,12 @@ class Judge(Reader):
             space.Problem: there is no text.
         """
         ids, words = self.read(text)
-        if not words:
+        mask = self.tokenizer.mask_token_id
+        if all(ids[0, word.places[0]] == mask for word in words):  # or there are none
             raise space.Problem("Write a sentence first.")
         copies = ids.repeat(1 + len(words), 1)  # (1 + words, time): as it is, and without each
         for copy, word in zip(copies[1:], words, strict=True):
-            copy[word.places] = self.tokenizer.mask_token_id
+            copy[word.places] = mask
         scores = self.model(input_ids=copies).logits  # (1 + words, classes)
         # Of two classes the second one, so that its colour is always the same.
         side = 1 if len(self.names) == 2 else int(scores[0].argmax())

@@ -151,7 +151,9 @@ class Translator:
         text = " ".join(text.split())
         known = self.writer.pieces(text.lower() if self.small_letters else text)
         if not known:
-            raise space.Problem("There is nothing to read: write something first.")
+            raise space.Problem(
+                "There is nothing to read: write something first, in letters that it knows."
+            )
         if len(known) > self.max_read:
             space.warn(
                 f"The model reads only the first {self.max_read} of the text's {len(known)} tokens."
