@@ -332,6 +332,7 @@ class BERTForSequenceClassification(BERTPreTrainedModel):
                 f"num_labels is {config.num_labels}, problem_type {config.problem_type!r}; each "
                 f"text gets one of at least two classes: set num_labels, leave out problem_type"
             )
+        self.num_labels = config.num_labels  # where other libraries look for it
         self.bert = BERTModel(config)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
