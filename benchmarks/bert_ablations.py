@@ -17,7 +17,11 @@ from side_by_side import FOLDER, ablate, write
 from groundup import results
 from groundup.train import bert, recipe
 
-NAMES = {"lora": "pre-trained, LoRA of rank 8", "random": "from random weights"}
+NAMES = {
+    "lora": "pre-trained, LoRA of rank 8",
+    "random": "from random weights",
+    "random_slow": "from random weights, at a rate of 0.0001",
+}
 # Of LoRA. On CoLA, 0.002 learns to call all sentences acceptable, a correlation of 0; 0.0005: 0.16
 # held out.
 LORA_RATES = {"sst2": 0.002, "cola": 0.0005}
@@ -47,6 +51,7 @@ def main() -> None:
     flags = {
         "lora": ["--lora_rank=8", f"--learning_rate={LORA_RATES[args.task]}"],
         "random": ["--random_weights"],
+        "random_slow": ["--random_weights", "--learning_rate=0.0001"],  # the best rate held out
     }
     variants = {NAMES[key]: flags[key] for key in ([args.only] if args.only else NAMES)}
     measured = ablate(bert.main, fixed, variants, score, updates, args.seeds)

@@ -309,7 +309,7 @@ def test_no_way_leads_to_bf16_where_it_is_slow(flag, no_bf16_kernel, monkeypatch
     assert "slow in bf16" in capsys.readouterr().out
 
 
-def test_memory_is_given_back_three_times_a_minute(monkeypatch):
+def test_memory_is_given_back_by_time_and_by_updates(monkeypatch):
     now, given_back = [0.0], []
     monkeypatch.setattr(recipe.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(machine, "release_freed_memory", lambda: given_back.append(now[0]))
@@ -317,6 +317,13 @@ def test_memory_is_given_back_three_times_a_minute(monkeypatch):
     for now[0] in (10.0, 19.0, 21.0, 30.0, 42.0):
         tidy.on_step_end()
     assert given_back == [21.0, 42.0]
+    for _ in range(80):  # 10 a second, then quicker ones
+        now[0] += 0.1
+        tidy.on_step_end()
+    for _ in range(110):
+        now[0] += 0.02
+        tidy.on_step_end()
+    assert given_back[2:] == pytest.approx([47.0, 50.4], abs=0.15)
 
 
 def test_a_list_is_a_flag_and_a_line_of_yaml(yaml_file):
