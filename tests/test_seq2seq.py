@@ -855,7 +855,7 @@ def test_a_run_of_part_of_an_epoch_makes_no_other_update_when_it_is_resumed(flag
 def test_a_model_is_scored_again_in_the_precision_that_is_asked_for(flags, finished, monkeypatch):
     in_bf16 = []
 
-    def spy(model, tokenizer, sources, arguments):
+    def spy(model, tokenizer, sources, *arguments):
         in_bf16.append(torch.is_autocast_enabled("cpu"))
         return sources
 
