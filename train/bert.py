@@ -216,8 +216,8 @@ def make_masked_model(tune_args, model_args, vocab_size: int) -> BERTForMaskedLM
 def begin_as_vectors(model, blocks: MaskedBlocks, passes: int, disable_tqdm: bool) -> float:
     """Word pieces begin as what skip-gram learns of the same text. Returns the seconds it took.
 
-    It says for each of a token's neighbours that they go together, thousands of times a second; a
-    blank in fifteen tells a Transformer of one token, once it can find neighbours at all.
+    That is quickly learned: each pair of neighbours is told at once. A blank tells a Transformer
+    little, until it has learned to look at neighbours at all.
 
     Raises:
         ValueError: the text has too few different tokens for it.
