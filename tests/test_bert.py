@@ -686,7 +686,7 @@ def test_word_pieces_begin_as_vectors_that_skip_gram_learns():
     assert model.head.decoder.weight is model.get_input_embeddings().weight
 
 
-def test_a_run_learns_vectors_once(flags, tmp_path, capsys, monkeypatch):
+def test_a_run_learns_vectors_once(flags, tmp_path, monkeypatch):
     """It counts their seconds; one that is resumed has them, and ends with the same bits."""
     learn, learned = bert.begin_as_vectors, []
 

@@ -650,7 +650,8 @@ class Tidy(TrainerCallback):
 
     Batches of unequal size leave pieces behind that fit none of the next ones: in 200 updates of
     BERT the peak grew to 2.23 GiB, and further; given back twice a minute, it stayed at 2.04. In
-    whole runs, given back after some 165, 100 and 55 updates, it was 3.05, 3.21 and 2.80.
+    whole runs, given back after some 165 and 55 updates, it was 3.05 and 2.80; in two that
+    skip-gram went before, after some 100 and 50, it was 3.21 and 3.00.
     """
 
     def __init__(self):
